@@ -1,0 +1,167 @@
+"""Facts about base models and rented hardware: models.yaml and hardware.yaml as frozen tables, each row dated.
+
+catalog = load_catalog()
+catalog.models["Qwen/Qwen3-Next-80B-A3B-Instruct"].shape.experts   # 512
+"""
+
+from __future__ import annotations
+
+import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from recipes.errors import InputError, Problem
+from recipes.recipe import BackendName, Strict, TargetGroup
+from recipes.strict_yaml import read_yaml
+from recipes.validate import validated
+
+FOLDER = Path(__file__).parent
+
+Date = Annotated[datetime.date, BeforeValidator(lambda v: datetime.date.fromisoformat(v) if isinstance(v, str) else v)]
+
+
+class Fact(Strict):
+    """Base of every catalog row: where its figures come from and when they were read."""
+
+    source: str
+    date: Date
+
+
+class Group(Strict):
+    """How one target group is reached in a family of models."""
+
+    linears: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    "Last names of nn.Linear modules, for PEFT's target_modules; names that PEFT never rewrites."
+    parameters: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    "Suffixes of parameters inside the MoE block, for PEFT's target_parameters."
+
+
+class Family(Fact):
+    """One modelling class of transformers: the names its layers use."""
+
+    model_type: str
+    "config.json's model_type."
+    groups: dict[TargetGroup, Group]
+    moe_block: str | None = None
+    "Full class path of the block that holds router and experts; None in dense families."
+    frozen: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    "Suffixes of parameters that must never train: router and shared-expert gate."
+
+
+class LinearAttention(Strict):
+    """Gated DeltaNet layers."""
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel: int
+    layout: Literal["qkvz_ba", "qkv_z_b_a"]
+    "How the input projections are fused: in_proj_qkvz + in_proj_ba, or in_proj_qkv, _z, _b, _a apart."
+
+
+class Shape(Strict):
+    """The sizes a closed form needs; names as in transformers' configs where they are clear."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    attention_layers: int
+    "Layers with softmax attention."
+    heads: int
+    kv_heads: int
+    head_dim: int
+    gated_attention: bool = False
+    "q_proj is doubled: query and output gate."
+    qk_norm: bool = False
+    attention_bias: bool = False
+    linear_attention: LinearAttention | None = None
+    intermediate: int = 0
+    "Width of a dense MLP; 0 where every layer is a mixture of experts."
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_intermediate: int = 0
+    shared_expert_intermediate: int = 0
+    tied_embeddings: bool = False
+
+
+class BaseModelFacts(Fact):
+    """One open-weight model."""
+
+    family: str
+    parameters: int
+    "Counted on the meta device, without MTP layers."
+    shape: Shape
+    context_tokens: int
+    licence: str
+    thinking: bool = False
+    "The chat template opens a thought: train it on reasoning traces only."
+    checkpoint_gb: float
+    "Bytes of the published checkpoint / 1e9."
+    staged: bool = True
+    "False for the smoke model, which is made on the spot."
+    note: str = ""
+
+
+class Gpu(Fact):
+    """One kind of GPU."""
+
+    memory_gib: float
+    "What torch can use, less than the label: an '80 GB' card has 79.2 GiB."
+    bf16_tflops: float
+    "Attainable dense bf16 rate, not the data sheet's."
+    hbm_gb_per_second: float
+    bus_gb_per_second: float
+    "NCCL bus bandwidth between the GPUs of one node."
+
+
+class Offer(Fact):
+    """One thing that can be rented: GPUs of one node, at a price."""
+
+    backend: BackendName
+    gpu: str
+    gpus: int
+    provider_type: str
+    "What the provider calls it: a Runpod GPU id, an instance type."
+    usd_per_hour: float
+    "For the whole node."
+    ram_gib: float | None = None
+    storage_gb_per_second: float
+    "Reading staged weights: network volume or local NVMe."
+    start_minutes: float
+    "From request to first command, image pull included."
+
+
+class Catalog(Strict):
+    """The two tables, cross-checked."""
+
+    families: dict[str, Family]
+    models: dict[str, BaseModelFacts]
+    gpus: dict[str, Gpu]
+    offers: dict[str, Offer]
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Catalog:
+        for name, model in self.models.items():
+            if model.family not in self.families:
+                raise ValueError(f"models.{name}.family is '{model.family}'; one of {', '.join(self.families)}")
+        for name, offer in self.offers.items():
+            if offer.gpu not in self.gpus:
+                raise ValueError(f"offers.{name}.gpu is '{offer.gpu}'; one of {', '.join(self.gpus)}")
+        return self
+
+
+@lru_cache(maxsize=1)
+def load_catalog() -> Catalog:
+    """The catalog that ships. Raises InputError when a table is wrong: every test run reads it."""
+    tables: dict[str, object] = {}
+    for name in ("models.yaml", "hardware.yaml"):
+        value, _ = read_yaml((FOLDER / name).read_text(encoding="utf-8"), f"recipes/{name}")
+        if not isinstance(value, dict):
+            raise InputError(Problem(f"recipes/{name}", "not a mapping", "families, models, gpus or offers"))
+        tables |= value
+    return validated(Catalog, tables, "recipes/models.yaml + hardware.yaml")
