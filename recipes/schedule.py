@@ -1,4 +1,4 @@
-"""Which examples and which learning rate belong to a step: pure functions, so the step number is the whole data cursor."""
+"""Which examples and which learning rate belong to a step: pure, so the step number is the whole data cursor."""
 
 from __future__ import annotations
 
