@@ -1,0 +1,98 @@
+"""Which function of the account answers which request of REST v2."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from scripts.fake_runpod import account as rules
+from scripts.fake_runpod import endpoints, pods
+from scripts.fake_runpod.account import COLLECTIONS, Account, Rejected
+
+Json = dict[str, Any]
+
+
+def answer(account: Account, method: str, path: str, query: dict[str, list[str]], body: Json) -> tuple[int, Any]:
+    """Status and JSON of a valid request; a list means server-sent events. Raises Rejected."""
+    parts = path.removeprefix("/v2/").split("/")
+    if parts[0] == "catalog":
+        return 200, _catalog(account, parts[1:], "include" in query)
+    if parts[0] in ("account", "registries") and parts[1:2] in (["secrets"], ["delegations"]):
+        parts = parts[1:]
+    collection = parts[0]
+    if collection not in COLLECTIONS:
+        raise Rejected(404, f"the local Runpod has no {collection}")
+    if len(parts) == 1:
+        if method == "POST":
+            return 201, _create(account, collection, body)
+        held = account.held[collection].values()
+        return 200, {COLLECTIONS[collection]: [_show(collection, item) for item in held]}
+    item = account.get(collection, parts[1])
+    if len(parts) == 3:
+        return _below(account, item, parts[2], body)
+    if method == "DELETE":
+        account.delete(collection, parts[1])
+        return 204, None
+    if method == "PATCH":
+        return 200, _change(account, collection, item, body)
+    return 200, _show(collection, item)
+
+
+def _create(account: Account, collection: str, body: Json) -> Json:
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    if collection == "pods":
+        return pods.show_pod(pods.create_pod(account, body, now))
+    if collection == "serverless":
+        return endpoints.create_endpoint(account, body, now)
+    makers = {
+        "network-volumes": rules.create_volume,
+        "templates": rules.create_template,
+        "registries": rules.create_registry,
+        "delegations": rules.create_delegation,
+        "secrets": rules.create_secret,
+    }
+    return makers[collection](account, body)
+
+
+def _change(account: Account, collection: str, item: Json, body: Json) -> Json:
+    if collection == "pods":
+        return pods.change_pod(item, body)
+    if collection == "secrets":
+        return item
+    changers = {
+        "network-volumes": rules.change_volume,
+        "templates": rules.change_template,
+        "serverless": endpoints.change_endpoint,
+    }
+    return changers[collection](account, item, body)
+
+
+def _show(collection: str, item: Json) -> Json:
+    return pods.show_pod(item) if collection == "pods" else item
+
+
+def _below(account: Account, item: Json, part: str, body: Json) -> tuple[int, Any]:
+    if part == "workers":
+        return 200, endpoints.workers(item)
+    if part == "logs":
+        lines = account.pod_logs.get(item["id"], [])
+        return 200, [{"source": "container", "line": line, "ts": item["createdAt"]} for line in lines]
+    if part == "action":
+        shown = pods.act_on_pod(account, item, body["action"])
+        return (204, None) if shown is None else (200, shown)
+    raise Rejected(404, f"the local Runpod has no {part}")
+
+
+def _catalog(account: Account, parts: list[str], with_stock: bool) -> Json:
+    kind, *rest = parts
+    rows = {
+        "gpus": lambda: account.catalog.gpus(with_stock),
+        "datacenters": lambda: account.catalog.datacenters(with_stock),
+        "cpus": account.catalog.cpus,
+    }.get(kind, list)()
+    if not rest:
+        return {{"datacenters": "dataCenters"}.get(kind, kind): rows}
+    for row in rows:
+        if row["id"] == rest[0]:
+            return row
+    raise Rejected(404, f"{kind} {rest[0]} not found")

@@ -1,0 +1,167 @@
+"""Serves the control plane of the local Runpod over HTTP.
+
+with serve(key="local") as runpod: ...   # runpod.url, .account, .faults, .log, .drift
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from scripts.fake_runpod.account import Account, Rejected
+from scripts.fake_runpod.contract import Contract, problem
+from scripts.fake_runpod.operations import answer
+
+Json = dict[str, Any]
+_MAX_BODY_BYTES = 20_000_000
+_TITLES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    402: "Payment Required",
+    403: "Forbidden",
+    404: "Not Found",
+    409: "Conflict",
+    422: "Unprocessable Entity",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+}
+
+
+@dataclass
+class Fault:
+    """A scripted failure: the next `times` requests of this method whose path matches `path` fail with `status`.
+
+    status 0 carries the request out but never answers: the create whose reply is lost.
+    """
+
+    method: str
+    path: str
+    status: int
+    detail: str = "scripted fault"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    times: int = 1
+
+
+@dataclass
+class LocalRunpod:
+    """A running local Runpod. `log` lists (method, path, body text); `drift` lists own answers off the contract."""
+
+    url: str
+    key: str
+    contract: Contract
+    account: Account
+    faults: list[Fault] = field(default_factory=list)
+    log: list[tuple[str, str, str]] = field(default_factory=list)
+    drift: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reset(self) -> None:
+        """Forget everything but the address and the key."""
+        self.account = Account(queue_base=self.account.queue_base)
+        for kept in (self.faults, self.log, self.drift):
+            kept.clear()
+
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        """The fault that is due for this request, used up by one."""
+        for fault in self.faults:
+            if fault.method == method and re.search(fault.path, path) and fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
+
+@contextmanager
+def serve(key: str, openapi: Path | None = None, port: int = 0) -> Iterator[LocalRunpod]:
+    """Run until the block ends. Port 0 takes a free one; `openapi` is the published document for the full check."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
+    server.daemon_threads = True
+    url = f"http://127.0.0.1:{server.server_port}/v2"
+    local = LocalRunpod(url, key, Contract.load(openapi), Account(queue_base=url))
+    server.runpod = local  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield local
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def _go(self) -> None:
+        local: LocalRunpod = self.server.runpod  # type: ignore[attr-defined]
+        split = urlsplit(self.path)
+        path = unquote(split.path)
+        length = min(int(self.headers.get("content-length") or 0), _MAX_BODY_BYTES)
+        raw = self.rfile.read(length)
+        with local.lock:
+            local.log.append((self.command, path, raw.decode("utf-8", "replace")))
+            fault = local.take_fault(self.command, path)
+            if fault and fault.status:
+                self._refuse(fault.status, fault.detail, headers=fault.headers)
+                return
+            try:
+                status, reply = self._perform(local, path, parse_qs(split.query), raw)
+            except Rejected as refused:
+                self._refuse(refused.status, refused.detail)
+                return
+        if fault:
+            self.close_connection = True
+        else:
+            self._send(status, reply)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _go  # noqa: N815
+
+    def _perform(self, local: LocalRunpod, path: str, query: dict[str, list[str]], raw: bytes) -> tuple[int, Any]:
+        route = local.contract.find(self.command, path)
+        if route is None:
+            raise Rejected(404, f"no such route: {self.command} {path}")
+        if self.headers.get("authorization") != f"Bearer {local.key}":
+            raise Rejected(401, "invalid API key")
+        try:
+            body: Any = json.loads(raw) if raw else None
+        except ValueError as error:
+            raise Rejected(400, f"the body is not JSON: {error}") from None
+        if faults := route.request_errors(body):
+            raise Rejected(422, "; ".join(faults))
+        status, reply = answer(local.account, self.command, path, query, body)
+        if reply is not None and not isinstance(reply, list):
+            local.drift += [f"{self.command} {route.template}: {f}" for f in route.answer_errors(status, reply)]
+        return status, reply
+
+    def _refuse(self, status: int, detail: str, headers: Mapping[str, str] = {}) -> None:
+        body = problem(status, _TITLES.get(status, "Error"), detail)
+        self._write(status, json.dumps(body).encode(), "application/problem+json", headers)
+
+    def _send(self, status: int, reply: Any) -> None:
+        if isinstance(reply, list):
+            events = "".join(f"data: {json.dumps(line)}\n\n" for line in reply)
+            self._write(status, events.encode(), "text/event-stream")
+        else:
+            self._write(status, b"" if reply is None else json.dumps(reply).encode(), "application/json")
+
+    def _write(self, status: int, raw: bytes, content_type: str, headers: Mapping[str, str] = {}) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("content-type", content_type)
+            self.send_header("content-length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are in LocalRunpod.log; stderr stays quiet."""
