@@ -1,0 +1,41 @@
+# Two commands do everything on a machine with Python 3.11: `make demo` and `make test`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The environment is right when it was made from exactly these two files.
+LOCKED := $(shell cat requirements.lock pyproject.toml | cksum | tr -d ' ')
+STAMP := $(VENV)/.installed-$(LOCKED)
+
+.PHONY: demo test test-slow bench lock clean
+
+demo: $(STAMP)  ## trains the smoke recipe on the example training set, to a verified adapter
+	$(BIN)/lorry run smoke/zero3 --training-set examples/bicycle-care.jsonl
+
+test: $(STAMP)  ## lint, types and the tests that are quick
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+
+test-slow: $(STAMP)  ## the long cycles
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
+
+bench: $(STAMP)  ## ratios against named peers, printed and written to benchmarks/results.json
+	$(BIN)/python -m benchmarks
+
+# torch first and by its plain version, so that a CPU build at hand is taken where one is offered.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed; this is " + sys.version.split()[0] + ". Name one: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	rm -f $(VENV)/.installed-*
+	touch $(STAMP)
+
+lock:  ## resolves the pins of pyproject.toml afresh into requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0
+	build/lock/bin/pip install --quiet --editable '.[train,terraform,test]'
+	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build jobs .pytest_cache .mypy_cache .ruff_cache
