@@ -1,0 +1,30 @@
+"""Shared by all tests. With LORRY_TESTS_MUST_RUN set (continuous integration), a skipped test is a failure."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped:
+        _skipped.append(
+            f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}"
+        )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    is_worker = hasattr(session.config, "workerinput")
+    if _skipped and os.environ.get("LORRY_TESTS_MUST_RUN") and not is_worker:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _skipped and os.environ.get("LORRY_TESTS_MUST_RUN"):
+        terminalreporter.section("skipped, which is a failure here")
+        for line in _skipped:
+            terminalreporter.line(line)
