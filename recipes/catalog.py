@@ -7,6 +7,7 @@ catalog.models["Qwen/Qwen3-Next-80B-A3B-Instruct"].shape.experts   # 512
 from __future__ import annotations
 
 import datetime
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +22,7 @@ from recipes.validate import validated
 FOLDER = Path(__file__).parent
 
 Date = Annotated[datetime.date, BeforeValidator(lambda v: datetime.date.fromisoformat(v) if isinstance(v, str) else v)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Fact(Strict):
@@ -33,9 +35,9 @@ class Fact(Strict):
 class Group(Strict):
     """How one target group is reached in a family of models."""
 
-    linears: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    linears: Names = ()
     "Last names of nn.Linear modules, for PEFT's target_modules; names that PEFT never rewrites."
-    parameters: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    parameters: Names = ()
     "Suffixes of parameters inside the MoE block, for PEFT's target_parameters."
 
 
@@ -47,7 +49,7 @@ class Family(Fact):
     groups: dict[TargetGroup, Group]
     moe_block: str | None = None
     "Full class path of the block that holds router and experts; None in dense families."
-    frozen: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    frozen: Names = ()
     "Suffixes of parameters that must never train: router and shared-expert gate."
 
 
@@ -78,7 +80,6 @@ class Shape(Strict):
     gated_attention: bool = False
     "q_proj is doubled: query and output gate."
     qk_norm: bool = False
-    attention_bias: bool = False
     linear_attention: LinearAttention | None = None
     intermediate: int = 0
     "Width of a dense MLP; 0 where every layer is a mixture of experts."
@@ -117,35 +118,50 @@ class Gpu(Fact):
     hbm_gb_per_second: float
     bus_gb_per_second: float
     "NCCL bus bandwidth between the GPUs of one node."
+    layer_seconds: float
+    "Fixed cost of one layer in one forward-and-backward pass, however few its tokens."
 
 
-class Offer(Fact):
-    """One thing that can be rented: GPUs of one node, at a price."""
+class Rented(Fact):
+    """What a price row and an offer have in common."""
 
     backend: BackendName
     gpu: str
-    gpus: int
     provider_type: str
-    "What the provider calls it: a Runpod GPU id, an instance type."
-    usd_per_hour: float
-    "For the whole node."
-    ram_gib: float | None = None
+    "What the provider calls it: a Runpod GPU id or pool, an instance type."
     storage_gb_per_second: float
     "Reading staged weights: network volume or local NVMe."
     start_minutes: float
     "From request to first command, image pull included."
+    ram_gib: float | None = None
+    "Host memory of the node; null where the provider does not say."
 
 
-class Catalog(Strict):
-    """The two tables, cross-checked."""
+class Price(Rented):
+    """One row of hardware.yaml: a price per GPU, and the numbers of GPUs it can be had with."""
+
+    gpus: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+    usd_per_gpu_hour: float
+
+
+class Offer(Rented):
+    """One thing that can be rented: GPUs of one node, at a price."""
+
+    gpus: int
+    usd_per_hour: float
+    "For the whole node."
+
+
+class Tables(Strict):
+    """The two files as written, cross-checked."""
 
     families: dict[str, Family]
     models: dict[str, BaseModelFacts]
     gpus: dict[str, Gpu]
-    offers: dict[str, Offer]
+    offers: dict[str, Price]
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Catalog:
+    def _names_exist(self) -> Tables:
         for name, model in self.models.items():
             if model.family not in self.families:
                 raise ValueError(f"models.{name}.family is '{model.family}'; one of {', '.join(self.families)}")
@@ -153,6 +169,20 @@ class Catalog(Strict):
             if offer.gpu not in self.gpus:
                 raise ValueError(f"offers.{name}.gpu is '{offer.gpu}'; one of {', '.join(self.gpus)}")
         return self
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What can be trained and where. `offers` holds one entry per price and number of GPUs: `runpod-h200-4`."""
+
+    families: dict[str, Family]
+    models: dict[str, BaseModelFacts]
+    gpus: dict[str, Gpu]
+    offers: dict[str, Offer]
+
+    def family_of(self, model: str) -> Family:
+        """The family of a base model of the catalog."""
+        return self.families[self.models[model].family]
 
 
 @lru_cache(maxsize=1)
@@ -164,4 +194,15 @@ def load_catalog() -> Catalog:
         if not isinstance(value, dict):
             raise InputError(Problem(f"recipes/{name}", "not a mapping", "families, models, gpus or offers"))
         tables |= value
-    return validated(Catalog, tables, "recipes/models.yaml + hardware.yaml")
+    return catalog_of(validated(Tables, tables, "recipes/models.yaml + hardware.yaml"))
+
+
+def catalog_of(tables: Tables) -> Catalog:
+    """The tables with every price row spread over its numbers of GPUs, named `<row>-<gpus>`."""
+    offers: dict[str, Offer] = {}
+    for name, price in tables.offers.items():
+        row = price.model_dump(exclude={"gpus", "usd_per_gpu_hour"})
+        for gpus in price.gpus:
+            usd = round(price.usd_per_gpu_hour * gpus, 6)
+            offers[f"{name}-{gpus}"] = Offer(**row, gpus=gpus, usd_per_hour=usd)
+    return Catalog(tables.families, tables.models, tables.gpus, offers)

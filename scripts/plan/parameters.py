@@ -1,0 +1,155 @@
+"""Parameter counts in closed form from the shapes in models.yaml: the base model's, and what LoRA adds to it.
+
+adapter_parameters(model, family, rank=16, targets=("attention",))   # 4_128_768 for the 80B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recipes.catalog import BaseModelFacts, Family, Shape
+from recipes.recipe import TargetGroup
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A kind of weight matrix: `copies` of (outputs x inputs) in the whole model; `active` of them see each token."""
+
+    name: str
+    "The name by which a family's group lists it."
+    inputs: int
+    outputs: int
+    copies: int
+    active: int
+    parametrised: bool = False
+    "Reached as a bare parameter: PEFT folds its delta into a full copy of the weight."
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all copies."""
+        return self.inputs * self.outputs * self.copies
+
+    def lora(self, rank: int) -> int:
+        """Trainable values of LoRA at this rank: rank x (inputs + outputs) per copy."""
+        return rank * (self.inputs + self.outputs) * self.copies
+
+
+def matrices(shape: Shape) -> dict[TargetGroup, tuple[Matrix, ...]]:
+    """Every matrix that LoRA may reach, by target group, trained or not."""
+    groups: dict[TargetGroup, tuple[Matrix, ...]] = {"attention": _attention(shape)}
+    if shape.linear_attention:
+        groups["linear_attention"] = _linear_attention(shape)
+    if shape.intermediate:
+        groups["mlp"] = _mlp("", shape.hidden, shape.intermediate, shape.layers)
+    if shape.shared_expert_intermediate:
+        width = shape.shared_expert_intermediate
+        groups["shared_expert"] = _mlp("mlp.shared_expert.", shape.hidden, width, shape.layers)
+    if shape.experts:
+        groups["experts"] = _experts(shape)
+    return groups
+
+
+def targeted(shape: Shape, family: Family, targets: Sequence[TargetGroup]) -> tuple[Matrix, ...]:
+    """The matrices a recipe's targets train: those that the family's groups list."""
+    found = []
+    for target in targets:
+        group = family.groups[target]
+        listed = {*group.linears, *group.parameters}
+        found += [matrix for matrix in matrices(shape)[target] if matrix.name in listed]
+    return tuple(found)
+
+
+def adapter_parameters(model: BaseModelFacts, family: Family, rank: int, targets: Sequence[TargetGroup]) -> int:
+    """Trainable parameters of the adapter: exactly what PEFT makes, checked on the meta device by the tests."""
+    return sum(matrix.lora(rank) for matrix in targeted(model.shape, family, targets))
+
+
+def embedding_parameters(shape: Shape) -> int:
+    """Input embedding and output head; one matrix where they are tied."""
+    return shape.vocabulary * shape.hidden * (1 if shape.tied_embeddings else 2)
+
+
+def small_parameters(shape: Shape) -> int:
+    """Router, norms, convolutions, gates and biases: never quantised, never trained."""
+    hidden, layers = shape.hidden, shape.layers
+    total = 2 * hidden * layers + hidden  # two norms a layer, one at the end
+    total += hidden * shape.experts * layers
+    if shape.shared_expert_intermediate:
+        total += hidden * layers  # the gate of the shared expert
+    if shape.qk_norm:
+        total += 2 * shape.head_dim * shape.attention_layers
+    if linear := shape.linear_attention:
+        channels = 2 * linear.key_heads * linear.key_head_dim + linear.value_heads * linear.value_head_dim
+        # convolution, A_log, dt_bias, gated norm
+        total += (channels * linear.conv_kernel + 2 * linear.value_heads + linear.value_head_dim) * linear.layers
+    return total
+
+
+def base_parameters(shape: Shape) -> int:
+    """All parameters of the base model, without multi-token-prediction layers."""
+    large = sum(matrix.parameters for group in matrices(shape).values() for matrix in group)
+    return large + embedding_parameters(shape) + small_parameters(shape)
+
+
+def layer_parameters(shape: Shape) -> int:
+    """Parameters of the largest decoder layer: what ZeRO-3 gathers at once. Small ones are spread evenly."""
+    per_layer = small_parameters(shape) // shape.layers
+    mixers = []
+    for group, found in matrices(shape).items():
+        size = sum(matrix.parameters for matrix in found)
+        if group == "attention":
+            mixers.append(size // shape.attention_layers)
+        elif group == "linear_attention" and shape.linear_attention:
+            mixers.append(size // shape.linear_attention.layers)
+        else:
+            per_layer += size // shape.layers
+    return per_layer + max(mixers)
+
+
+def _attention(shape: Shape) -> tuple[Matrix, ...]:
+    hidden, layers = shape.hidden, shape.attention_layers
+    inner, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    query = inner * 2 if shape.gated_attention else inner
+    return (
+        Matrix("q_proj", hidden, query, layers, layers),
+        Matrix("k_proj", hidden, kv, layers, layers),
+        Matrix("v_proj", hidden, kv, layers, layers),
+        Matrix("o_proj", inner, hidden, layers, layers),
+    )
+
+
+def _linear_attention(shape: Shape) -> tuple[Matrix, ...]:
+    linear = shape.linear_attention
+    assert linear is not None
+    key, value = linear.key_heads * linear.key_head_dim, linear.value_heads * linear.value_head_dim
+    if linear.layout == "qkvz_ba":
+        inputs = {"in_proj_qkvz": 2 * key + 2 * value, "in_proj_ba": 2 * linear.value_heads}
+    else:
+        heads = linear.value_heads
+        inputs = {"in_proj_qkv": 2 * key + value, "in_proj_z": value, "in_proj_b": heads, "in_proj_a": heads}
+    layers = linear.layers
+    projections = [Matrix(name, shape.hidden, outputs, layers, layers) for name, outputs in inputs.items()]
+    return (*projections, Matrix("out_proj", value, shape.hidden, layers, layers))
+
+
+def _mlp(prefix: str, hidden: int, width: int, layers: int) -> tuple[Matrix, ...]:
+    """A gated MLP. With a prefix it is a shared expert, whose matrices are reached as parameters."""
+    suffix = ".weight" if prefix else ""
+    return tuple(
+        Matrix(f"{prefix}{name}{suffix}", inputs, outputs, layers, layers, bool(prefix))
+        for name, inputs, outputs in (
+            ("gate_proj", hidden, width),
+            ("up_proj", hidden, width),
+            ("down_proj", width, hidden),
+        )
+    )
+
+
+def _experts(shape: Shape) -> tuple[Matrix, ...]:
+    hidden, width = shape.hidden, shape.expert_intermediate
+    copies, active = shape.layers * shape.experts, shape.layers * shape.experts_per_token
+    return (
+        Matrix("mlp.experts.gate_up_proj", hidden, 2 * width, copies, active, True),
+        Matrix("mlp.experts.down_proj", width, hidden, copies, active, True),
+    )
