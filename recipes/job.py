@@ -19,16 +19,25 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from recipes.causes import Cause
 from recipes.errors import InputError, Problem
 from recipes.recipe import BackendName, Recipe
 
-JOB_ID = re.compile(r"^[a-z0-9](?:[a-z0-9]|-(?!-)){1,61}[a-z0-9]$")
+JOB_ID = re.compile(r"^(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*$")
 "3 to 63 characters, lower case, digits and single hyphens: valid as a Pod, training job and object name."
 
 Stage = Literal["fetching", "loading", "evaluating", "training", "saving", "proving", "storing", "done"]
+
+
+def _job_id(value: str) -> str:
+    if not JOB_ID.fullmatch(value):
+        raise ValueError(f"job id {value[:80]!r}; 3 to 63 characters: a-z, 0-9 and single hyphens inside")
+    return value
+
+
+JobId = Annotated[str, AfterValidator(_job_id)]
 
 
 class Record(BaseModel):
@@ -141,7 +150,7 @@ class LaunchSpec(Record):
     """launch.json: provider-neutral, complete. Nothing downstream reads the YAML again."""
 
     format: Literal[1] = 1
-    job_id: Annotated[str, Field(pattern=JOB_ID.pattern)]
+    job_id: JobId
     recipe_name: str
     recipe_sha256: str
     recipe: Recipe
