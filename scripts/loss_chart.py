@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from recipes.job import Metric
 
@@ -14,9 +14,9 @@ Point = tuple[float, float]
 
 def loss_chart(metrics: Sequence[Metric]) -> str:
     """An inline SVG; a sentence instead while there is nothing to draw. Colours are CSS variables of the page."""
-    train = [(float(m.step), m.training_loss) for m in metrics if m.training_loss is not None]
-    valid = [(float(m.step), m.validation_loss) for m in metrics if m.validation_loss is not None]
-    values = [y for _, y in train + valid if math.isfinite(y)]
+    train = _finite((m.step, m.training_loss) for m in metrics)
+    valid = _finite((m.step, m.validation_loss) for m in metrics)
+    values = [y for _, y in train + valid]
     if not values:
         return "<p class='soft'>No step was finished.</p>"
     top_step = max(1.0, *(x for x, _ in train + valid))
@@ -42,6 +42,10 @@ def loss_chart(metrics: Sequence[Metric]) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
+def _finite(points: Iterable[tuple[int, float | None]]) -> list[Point]:
+    return [(float(x), y) for x, y in points if y is not None and math.isfinite(y)]
+
+
 def _trend(points: Sequence[Point], memory: float = 0.8) -> list[Point]:
     """Exponential moving average, corrected for its start: sum of memory^k x loss over the sum of memory^k."""
     total = weight = 0.0
@@ -58,7 +62,8 @@ def _ticks(low: float, high: float) -> list[float]:
     step = 10 ** math.floor(math.log10(reach / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if reach / (step * factor) <= 6)
     first = math.floor(low / step)
-    return [round(n * step, 9) for n in range(first, math.ceil(high / step) + 1)] or [low, high]
+    last = max(first + 1, math.ceil(high / step))
+    return [round(n * step, 9) for n in range(first, last + 1)]
 
 
 def _grid(ticks: Sequence[float], top_step: float, floor: float, height_of: Callable[[float], float]) -> str:
