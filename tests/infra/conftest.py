@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -68,6 +69,7 @@ def aws_provider(base_env: Environment) -> None:
 def aws_server() -> Iterator[str]:
     from tests.infra import patched_moto
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with patched_moto.serve() as url:
         yield url
 

@@ -5,10 +5,6 @@ Each patch stands for one gap; test_local_aws.py fails when moto closes a gap, s
 
 from __future__ import annotations
 
-import os
-
-os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"  # read when moto is imported
-
 import json
 import threading
 import traceback
