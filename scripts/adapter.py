@@ -12,9 +12,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from recipes.job import LaunchSpec, Manifest, Proof, Result, read_record, write_record
-from scripts.errors import InputError, NotFound, Problem, VerificationFailed
-from scripts.store import sha256_of
+from pydantic import ValidationError
+
+from recipes.job import LaunchSpec, Manifest, Proof, Result, write_record
+from scripts.errors import NotFound, Problem, VerificationFailed
+from scripts.store import disk_errors, sha256_of
 
 MANIFEST = "manifest.json"
 REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
@@ -65,7 +67,7 @@ def write_manifest(
         wall_seconds=result.wall_seconds,
         cost_usd=cost_usd,
     )
-    earlier = _read_manifest(folder) if (folder / MANIFEST).exists() else None
+    earlier = _manifest_of(folder) if (folder / MANIFEST).exists() else None
     if earlier is not None and same_adapter(earlier, manifest):
         return earlier
     write_record(folder / MANIFEST, manifest)
@@ -78,7 +80,7 @@ def verify_adapter(folder: Path, *, base_sha256: str | None = None, base_model: 
     Raises NotFound when there is no manifest, VerificationFailed with every fault found: a changed, missing or extra
     file, another base model, a tensor file with empty or overlapping tensors, a pickle.
     """
-    manifest = _read_manifest(folder)
+    manifest = _manifest_of(folder)
     problems = _faults(folder, manifest.files, MANIFEST, "pull the adapter again")
     where = str(folder / MANIFEST)
     if base_model is not None and manifest.base_model != base_model:
@@ -91,6 +93,15 @@ def verify_adapter(folder: Path, *, base_sha256: str | None = None, base_model: 
     if problems:
         raise VerificationFailed(*problems)
     return manifest
+
+
+def read_manifest(data: bytes | None, where: str) -> Manifest | None:
+    """The manifest in these bytes, None for none. Raises VerificationFailed when they are something else."""
+    try:
+        return None if data is None else Manifest.model_validate_json(data)
+    except ValidationError as error:
+        got = f"not a manifest ({str(error).splitlines()[0]})"
+        raise VerificationFailed(Problem(where, got, "the file as Lorry wrote it; pull the adapter again")) from None
 
 
 def same_adapter(one: Manifest, other: Manifest) -> bool:
@@ -225,15 +236,12 @@ def _tensor_problem(path: Path, got: str) -> Problem:
     return Problem(str(path), got, "a safetensors file as the trainer wrote it")
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    try:
-        manifest = read_record(Manifest, folder / MANIFEST)
-    except InputError as error:
-        raise VerificationFailed(*error.problems) from None
+def _manifest_of(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    with disk_errors(path):
+        manifest = read_manifest(path.read_bytes() if path.is_file() else None, str(path))
     if manifest is None:
-        raise NotFound(
-            Problem(str(folder / MANIFEST), "no such file", "without it there is no adapter; see `lorry show`")
-        )
+        raise NotFound(Problem(str(path), "no such file", "without it there is no adapter; see `lorry show`"))
     return manifest
 
 
