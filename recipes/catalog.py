@@ -111,6 +111,9 @@ class BaseModelFacts(Fact):
 class Gpu(Fact):
     """One kind of GPU."""
 
+    device: Literal["cuda", "cpu"] = "cuda"
+    context_gib: float = 1.4
+    "Held by a process before its first tensor: the CUDA context takes 0.5-1.4."
     memory_gib: float
     "What torch can use, less than the label: an '80 GB' card has 79.2 GiB."
     bf16_tflops: float

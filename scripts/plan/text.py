@@ -1,0 +1,94 @@
+"""A plan in plain words, at most 100 columns wide: the chosen offer by part and stage, then every other offer.
+
+print(plan_text(plan, load_catalog()))
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+from recipes.catalog import Catalog
+from recipes.job import OfferPlan, Plan, Span
+
+WIDTH = 100
+
+
+def plan_text(plan: Plan, catalog: Catalog) -> str:
+    """What `lorry plan` prints."""
+    chosen = next((offer for offer in plan.offers if offer.offer == plan.chosen), None)
+    others = sorted((offer for offer in plan.offers if offer is not chosen), key=_usable_and_cheap_first)
+    blocks = [_head(plan), _chosen(chosen, catalog) if chosen else "Chosen: none. Every offer is listed below."]
+    blocks.append("\n".join(["Other offers" if chosen else "Offers", _HEADING, *(_line(o, catalog) for o in others)]))
+    if plan.notes:
+        blocks.append("\n".join(["Notes", *(_bullet(note) for note in plan.notes)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _head(plan: Plan) -> str:
+    counted = "counted" if plan.tokens_exact else "estimated"
+    return "\n".join(
+        (
+            f"{plan.recipe}: LoRA on {plan.model}",
+            f"{plan.trainable_parameters:,} trained parameters",
+            f"{plan.examples:,} training examples, {plan.train_tokens:,} tokens ({counted}), "
+            f"the longest {plan.longest_tokens:,}",
+            f"{plan.steps:,} optimizer steps, {plan.steps_per_epoch:,} per epoch",
+        )
+    )
+
+
+def _chosen(offer: OfferPlan, catalog: Catalog) -> str:
+    facts = catalog.offers[offer.offer]
+    name = f"Chosen: {offer.offer}, {facts.gpus} x {facts.gpu} on {offer.backend} ({facts.provider_type})"
+    return "\n".join(
+        (
+            f"{name}, {_price(facts.usd_per_hour)} (read {facts.date})",
+            "",
+            *_memory_table(offer),
+            "",
+            *_time_table(offer),
+        )
+    )
+
+
+def _memory_table(offer: OfferPlan) -> list[str]:
+    lines = [f"  {'GiB per GPU':<24}{'':>9}"]
+    lines += [f"  {part:<24}{size:>9.2f}" for part, size in offer.gib.items()]
+    total = f"  {'total':<24}{offer.total_gib:>9.2f}  of {offer.capacity_gib:g}"
+    return [*lines, f"  {'-' * 33}", total]
+
+
+def _time_table(offer: OfferPlan) -> list[str]:
+    rows = [("seconds per step", offer.step_seconds, ".1f")]
+    rows += [(f"minutes to {stage}", span, ".1f") for stage, span in offer.minutes.items()]
+    rows += [("hours", offer.hours, ".2f"), ("dollars", offer.usd, ".2f")]
+    head = f"  {'':<24}{'low':>9}{'likely':>9}{'high':>9}"
+    return [head, *(_span_line(name, span, form) for name, span, form in rows if span)]
+
+
+def _span_line(name: str, span: Span, form: str) -> str:
+    return f"  {name:<24}{span.low:>9{form}}{span.likely:>9{form}}{span.high:>9{form}}"
+
+
+_HEADING = f"  {'':<27}{'$/h':>7}{'hours':>7}{'dollars':>9}  why not"
+
+
+def _line(offer: OfferPlan, catalog: Catalog) -> str:
+    assert offer.hours is not None
+    assert offer.usd is not None
+    price = catalog.offers[offer.offer].usd_per_hour
+    figures = f"{price:>7.2f}{offer.hours.likely:>7.1f}{offer.usd.likely:>9.2f}"
+    return f"  {offer.offer:<27}{figures}  {offer.reason or 'fits, but costs more'}"
+
+
+def _bullet(note: str) -> str:
+    return textwrap.fill(note, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+
+
+def _price(usd: float) -> str:
+    return f"${usd:.2f} an hour" if usd else "free"
+
+
+def _usable_and_cheap_first(offer: OfferPlan) -> tuple[bool, float, str]:
+    assert offer.usd is not None
+    return not offer.fits, offer.usd.likely, offer.offer
