@@ -37,13 +37,15 @@ class Rejected(Exception):
 class Account:
     """State in memory. `pod_life` scripts new Pods: each read moves to the next status and stays on the last.
 
-    `queue_base` is where requestUrls point; `pod_logs` holds the lines that GET /pods/{id}/logs streams.
+    `queue_base` is where requestUrls point; `pod_logs` holds the lines that GET /pods/{id}/logs streams. `page_rows`
+    spreads list answers over pages of so many rows; 0 answers all at once.
     """
 
     catalog: Catalog = field(default_factory=Catalog)
     queue_base: str = "https://api.runpod.ai/v2"
     pod_life: tuple[str, ...] = ("RUNNING",)
     pod_logs: dict[str, list[str]] = field(default_factory=dict)
+    page_rows: int = 0
     held: dict[str, dict[str, Json]] = field(default_factory=lambda: {name: {} for name in COLLECTIONS})
 
     def get(self, collection: str, object_id: str) -> Json:

@@ -25,8 +25,8 @@ def answer(account: Account, method: str, path: str, query: dict[str, list[str]]
     if len(parts) == 1:
         if method == "POST":
             return 201, _create(account, collection, body)
-        held = account.held[collection].values()
-        return 200, {COLLECTIONS[collection]: [_show(collection, item) for item in held]}
+        rows = [_show(collection, item) for item in account.held[collection].values()]
+        return 200, _page(account, COLLECTIONS[collection], rows, query)
     item = account.get(collection, parts[1])
     if len(parts) == 3:
         return _below(account, item, parts[2], body)
@@ -36,6 +36,15 @@ def answer(account: Account, method: str, path: str, query: dict[str, list[str]]
     if method == "PATCH":
         return 200, _change(account, collection, item, body)
     return 200, _show(collection, item)
+
+
+def _page(account: Account, name: str, rows: list[Json], query: dict[str, list[str]]) -> Json:
+    if not account.page_rows:
+        return {name: rows}
+    start = int(query.get("cursor", ["0"])[0])
+    end = start + account.page_rows
+    pagination = {"hasNextPage": end < len(rows), "nextCursor": str(end) if end < len(rows) else None}
+    return {name: rows[start:end], "pagination": pagination}
 
 
 def _create(account: Account, collection: str, body: Json) -> Json:
