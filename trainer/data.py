@@ -1,0 +1,156 @@
+"""The canonical training set as token ids and masks, and the padded micro-batches of a step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.chat import Message, NotTrainable, marked, tokenise
+from trainer.failures import TrainingStopped
+
+IGNORE = -100
+CHECKED_MASKS = 20
+"So many examples have their mask read back; one template error shows in the first."
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation. trained[i] says whether the loss is taken on predicting ids[i] from what precedes it."""
+
+    id: str
+    line: int
+    ids: array[int]
+    trained: bytes
+
+    @property
+    def predicted(self) -> list[int]:
+        """Positions of the tokens that carry loss; the very first token has nothing before it to be predicted from."""
+        return [i for i in range(1, len(self.ids)) if self.trained[i]]
+
+
+class ChatTokens:
+    """The base model's own tokenizer and chat template, as recipes.chat wants them."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if not self._tokenizer.chat_template:
+            raise TrainingStopped(
+                "bad_base_model", f"{folder}: its tokenizer has no chat template; use an instruct model"
+            )
+        pads = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        self.pad_id: int = next(pad for pad in pads if pad is not None)
+        self.end_ids = frozenset({self._tokenizer.eos_token_id, *_generation_ends(folder)} - {None})
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any = None) -> str:
+        """The conversation as the template writes it; a template that can think is told not to."""
+        plain = [{key: value for key, value in message.items() if key != "trained"} for message in messages]
+        text: str = self._tokenizer.apply_chat_template(
+            plain, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+        )
+        return text
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the character span of each; the template writes the special tokens itself."""
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of the ids, special tokens included."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+
+def read_examples(path: Path, sha256: str, count: int, chat: ChatTokens, max_tokens: int) -> list[Example]:
+    """All examples of train.jsonl or valid.jsonl. Raises TrainingStopped (bad_data), naming up to 10 lines."""
+    if not path.is_file():
+        raise TrainingStopped("bad_data", f"{path}: missing")
+    digest = hashlib.sha256()
+    examples: list[Example] = []
+    problems: list[str] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            digest.update(line)
+            try:
+                examples.append(_example(line, number, chat, max_tokens, check=len(examples) < CHECKED_MASKS))
+            except (NotTrainable, ValueError, TypeError, KeyError, AttributeError) as error:
+                problems.append(f"{path.name}: line {number}: {error}")
+    if digest.hexdigest() != sha256:
+        raise TrainingStopped("bad_data", f"{path.name}: its SHA-256 is not the one of launch.json; prepare it again")
+    if problems:
+        more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
+        raise TrainingStopped("bad_data", "; ".join(problems[:10]) + more)
+    if len(examples) != count:
+        raise TrainingStopped("bad_data", f"{path.name}: {len(examples)} examples, launch.json says {count}")
+    return examples
+
+
+def micro_batches(examples: Sequence[Example], micro: int, world: int) -> list[list[list[Example]]]:
+    """batches[pass][rank]: the examples of one step by length, so that a micro-batch pads little and ranks wait little.
+
+    The global batch divides evenly; see recipes.recipe. Every rank computes the same plan.
+    """
+    ordered = sorted(examples, key=lambda e: (len(e.ids), e.line, e.id))
+    groups = [ordered[i : i + micro] for i in range(0, len(ordered), micro)]
+    return [groups[i : i + world] for i in range(0, len(groups), world)]
+
+
+def padded(examples: Sequence[Example], pad_id: int, device: Any) -> dict[str, Any]:
+    """input_ids, attention_mask and labels, (rows, longest), padded on the right, out of every real token's sight."""
+    import torch
+
+    shape = (len(examples), max(len(e.ids) for e in examples))
+    ids = torch.full(shape, pad_id, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORE, dtype=torch.long)
+    for row, example in enumerate(examples):
+        here = torch.tensor(example.ids, dtype=torch.long)
+        ids[row, : len(here)] = here
+        mask[row, : len(here)] = 1
+        trained = torch.tensor(list(example.trained), dtype=torch.bool)
+        labels[row, : len(here)][trained] = here[trained]
+    labels[:, 0] = IGNORE
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
+
+
+def _example(line: bytes, number: int, chat: ChatTokens, max_tokens: int, check: bool) -> Example:
+    row = json.loads(line)
+    messages, name = row["messages"], str(row["id"])
+    tools = row.get("tools")
+    tokens = tokenise(messages, lambda m, prompt: chat.render(m, prompt, tools), chat.encode, chat.end_ids)
+    if len(tokens.ids) > max_tokens:
+        raise NotTrainable(f"example '{name}' has {len(tokens.ids)} tokens; data.max_tokens is {max_tokens}")
+    example = Example(name, int(row["line"]), array("i", tokens.ids), bytes(tokens.trained))
+    if not example.predicted:
+        raise NotTrainable(f"example '{name}' has no trained token")
+    if check:
+        pieces = [text for text, trained in marked(tokens, chat.decode) if trained]
+        _refuse_wrong_mask(name, pieces, [m for m in messages if m.get("trained")])
+    return example
+
+
+def _refuse_wrong_mask(name: str, pieces: list[str], turns: list[Message]) -> None:
+    """Reads the mask back: as many trained pieces as trained turns, each holding its turn's text."""
+    for piece, turn in zip(pieces, turns, strict=False):
+        text = turn.get("content") or ""
+        if _plain(text) not in _plain(piece):
+            raise NotTrainable(f"example '{name}': the mask marks {piece[:60]!r} instead of {text[:60]!r}")
+    if len(pieces) != len(turns):
+        raise NotTrainable(f"example '{name}': {len(pieces)} trained pieces for {len(turns)} trained messages")
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _generation_ends(folder: Path) -> Iterator[int]:
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    yield from [ends] if isinstance(ends, int) else ends or []

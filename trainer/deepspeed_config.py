@@ -1,0 +1,70 @@
+"""The DeepSpeed configuration, rendered from the recipe and the sizes of the model: no presets, no "auto"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.recipe import Training
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of the largest decoder layer (its LoRA included), and of the largest matrix outside the layers."""
+
+    layer: int
+    outside: int
+
+
+def sizes_of(model: Any, trainable: int) -> Sizes:
+    """Sizes of a (meta) model; `trainable` LoRA parameters are taken as spread evenly over its layers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    return Sizes(
+        layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers) + -(-trainable // len(layers)),
+        outside=max((p.numel() for p in model.parameters() if id(p) not in inside), default=0),
+    )
+
+
+def deepspeed_config(training: Training, world: int, sizes: Sizes, leaf_block: str | None) -> dict[str, Any]:
+    """The configuration for ZeRO-3. `leaf_block` is the MoE block's class path when a target needs leaf blocks.
+
+    DeepSpeed's own limits (max_live 1e9, prefetch 5e7) are smaller than one layer of the 80B model (1.65e9): while a
+    layer is live the prefetch cap min(max_live - live, bucket) is negative, nothing is prefetched, and LoRA on
+    parameters ends in a tracing error. So there is room for one live layer, the next one, and the embedding.
+    """
+    bucket = sizes.layer + sizes.layer // 20
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        # Leaf blocks and persistent small parameters drift apart over the ranks, up to a hang.
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 2 * bucket + sizes.outside,
+        "stage3_max_reuse_distance": bucket,
+        "stage3_prefetch_bucket_size": bucket,
+    }
+    if leaf_block:
+        zero["leaf_module"] = {"classes": [leaf_block]}
+    return {
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": accumulation(training, world),
+        "gradient_clipping": training.gradient_clipping,  # DeepSpeed clips at 1.0 when it is left out
+        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: no DeepSpeed op is compiled
+        "steps_per_print": 10**9,
+        "zero_optimization": zero,
+    }
+
+
+def accumulation(training: Training, world: int) -> int:
+    """Forward passes per rank and optimizer step: global_batch / (micro_batch x ranks), exact."""
+    steps, rest = divmod(training.global_batch, training.micro_batch * world)
+    if rest or not steps:
+        raise ValueError(
+            f"training.global_batch {training.global_batch} does not divide over {world} ranks x micro_batch "
+            f"{training.micro_batch}"
+        )
+    return steps

@@ -1,0 +1,216 @@
+"""The optimisation: steps, evaluation, and what is proven about the first two steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.job import LaunchSpec, Metric
+from recipes.schedule import batch_of_step, epoch_of_step, learning_rate_of_step
+from trainer.data import IGNORE, Example, micro_batches, padded
+from trainer.environment import Place, StopRequest
+from trainer.failures import TrainingStopped
+from trainer.journal import Journal
+
+
+@dataclass
+class Run:
+    """What the steps work on. `trainable` is every LoRA matrix by name, in the same order on all ranks."""
+
+    spec: LaunchSpec
+    place: Place
+    journal: Journal
+    engine: Any
+    optimizer: Any
+    trainable: dict[str, Any]
+    train: Sequence[Example]
+    pad_id: int
+    stop: StopRequest
+
+
+def summed_nll(model: Any, batch: dict[str, Any]) -> Any:
+    """Sum over the trained tokens of -log p(token | what precedes it), in fp32; logits only where a row needs them."""
+    import torch
+
+    targets = batch["labels"][:, 1:]
+    keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
+    if keep.numel() == 0:
+        keep = torch.zeros(1, dtype=torch.long, device=targets.device)
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, logits_to_keep=keep
+    ).logits
+    return torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
+def evaluate(model: Any, examples: Sequence[Example], micro: int, place: Place, pad_id: int) -> float:
+    """Mean loss per trained token over the examples. Collective; surplus ranks repeat an example uncounted."""
+    import torch
+    import torch.distributed as dist
+
+    model.eval()
+    total = torch.zeros(2, dtype=torch.float64, device=place.device)
+    with torch.no_grad():
+        for groups in micro_batches(examples, micro, place.world):
+            counts = place.rank < len(groups)
+            mine = groups[place.rank] if counts else groups[0]
+            nll = summed_nll(model, padded(mine, pad_id, place.device))
+            if counts:
+                total += torch.stack([nll.double(), nll.new_tensor(_tokens(mine), dtype=torch.float64)])
+    dist.all_reduce(total)
+    model.train()
+    return float(total[0] / total[1])
+
+
+def train(run: Run, first_step: int, save: Callable[[int], None]) -> bool:
+    """Steps from `first_step` (from 0) to the end; False when SIGTERM ended it earlier, after a checkpoint.
+
+    `save(step)` is collective. Raises TrainingStopped (nan_loss, bad_targets).
+    """
+    spec, journal = run.spec, run.journal
+    saved_at, saved_step = time.monotonic(), first_step
+    if _agreed(run, run.stop.asked)[0]:
+        return False
+    for step in range(first_step, spec.total_steps):
+        started = time.monotonic()
+        examples = [run.train[i] for i in _indices(run, step)]
+        with _recomputing(run.engine, check=step == first_step):
+            nll, rate = _step(run, step, examples)
+        due = time.monotonic() - saved_at > spec.recipe.training.checkpoint_minutes * 60
+        stop, save_now, loss = _agreed(run, run.stop.asked, due and run.place.rank == 0, nll)
+        norm = float(run.engine.get_global_grad_norm() or 0.0)
+        _refuse_nan(step + 1, loss, norm)
+        _check_gradients(run, step + 1)
+        real_tokens = sum(len(e.ids) for e in examples)
+        _record(run, step, loss, rate, norm, real_tokens / (time.monotonic() - started), _tokens(examples))
+        every = spec.recipe.training.checkpoint_steps
+        if step + 1 < spec.total_steps and (stop or save_now or (every and (step + 1) % every == 0)):
+            journal.stage("saving")
+            save(step + 1)
+            journal.stage("training")
+            saved_at, saved_step = time.monotonic(), step + 1
+        if stop and saved_step == step + 1:
+            return False
+    return True
+
+
+def _indices(run: Run, step: int) -> list[int]:
+    training = run.spec.recipe.training
+    return batch_of_step(step, len(run.train), training.global_batch, training.seed)
+
+
+def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float]:
+    """One optimizer step; (this rank's share of the mean loss, the learning rate).
+
+    The loss is divided by the trained tokens of the whole global batch. The engine divides by the passes and averages
+    over the ranks, so both are multiplied back: 1, 2 or 3 ranks then take the same step.
+    """
+    training = run.spec.recipe.training
+    rate = learning_rate_of_step(
+        step, run.spec.total_steps, training.learning_rate, training.schedule, training.warmup_fraction
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    passes = micro_batches(examples, training.micro_batch, run.place.world)
+    tokens = _tokens(examples)
+    share = 0.0
+    for groups in passes:
+        loss = summed_nll(run.engine, padded(groups[run.place.rank], run.pad_id, run.place.device)) / tokens
+        run.engine.backward(loss * run.place.world * len(passes))
+        run.engine.step()
+        share = share + loss.detach().double()
+    return share, rate
+
+
+def _agreed(run: Run, stop: bool, due: bool = False, nll: Any = 0.0) -> tuple[bool, bool, float]:
+    """What all ranks act on together: did anyone get SIGTERM, is a checkpoint due by rank 0's clock, the mean loss."""
+    import torch
+    import torch.distributed as dist
+
+    said = torch.tensor([float(stop), float(due), float(nll)], dtype=torch.float64, device=run.place.device)
+    dist.all_reduce(said)
+    return bool(said[0] > 0), bool(said[1] > 0), float(said[2])
+
+
+def _refuse_nan(step: int, loss: float, norm: float) -> None:
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise TrainingStopped("nan_loss", f"the {name} of step {step} is {value}; lower training.learning_rate")
+
+
+def _check_gradients(run: Run, step: int) -> None:
+    """After step 1 every B has moved (A's gradient is zero while B is zero), after step 2 every A; all finite.
+
+    Each matrix is looked at as a whole: an expert that got no token is no fault, a matrix without gradient is.
+    """
+    if step > 2:
+        return
+    import torch
+    import torch.distributed as dist
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    names = [name for name in run.trainable if f".lora_{'B' if step == 1 else 'A'}." in name]
+    flags = torch.zeros(2, len(names), device=run.place.device)
+    for i, name in enumerate(names):
+        weight = safe_get_local_fp32_param(run.trainable[name])
+        momentum = safe_get_local_optimizer_state(run.trainable[name], "exp_avg")
+        flags[0, i] = float(momentum.count_nonzero() > 0)
+        flags[1, i] = float(not torch.isfinite(weight).all())
+    dist.all_reduce(flags)
+    still = [name for name, moved in zip(names, flags[0].tolist(), strict=True) if not moved]
+    if still:
+        raise TrainingStopped("bad_targets", f"{still[0]} got no gradient by step {step} ({len(still)} such matrices)")
+    if flags[1].any():
+        raise TrainingStopped("nan_loss", f"an adapter matrix is not finite after step {step}")
+
+
+def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: float, trained: int) -> None:
+    journal, training = run.journal, run.spec.recipe.training
+    if journal.known("first_training_loss") is None:
+        journal.learn(first_training_loss=loss)
+    journal.learn(
+        step=step + 1, final_training_loss=loss, trained_tokens=(journal.known("trained_tokens") or 0) + trained
+    )
+    journal.record(
+        Metric(
+            kind="train",
+            at=time.time(),
+            attempt=journal.attempt,
+            epoch=epoch_of_step(step, len(run.train), training.global_batch) + 1,
+            step=step + 1,
+            training_loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens_per_second=speed,
+        )
+    )
+
+
+@contextmanager
+def _recomputing(engine: Any, check: bool) -> Iterator[None]:
+    """Proves that layers are recomputed in backward: in eval mode gradient checkpointing is silently off."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    calls: list[None] = []
+    layer = next(m for m in engine.modules() if isinstance(m, GradientCheckpointingLayer))
+    hook = next(layer.children()).register_forward_pre_hook(lambda module, arguments: calls.append(None))
+    try:
+        yield
+    finally:
+        hook.remove()
+    if check and len(calls) < 2 * engine.gradient_accumulation_steps():
+        raise TrainingStopped("unexpected", "gradient checkpointing is off: layers are not recomputed in backward")
+
+
+def _tokens(examples: Sequence[Example]) -> int:
+    return sum(len(e.predicted) for e in examples)
+
+
+def named_trainable(model: Any) -> Iterator[tuple[str, Any]]:
+    """The LoRA matrices, in the model's order."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

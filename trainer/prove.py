@@ -1,0 +1,172 @@
+"""Proves an adapter in a fresh process: plain transformers and PEFT must reproduce what the trained model said.
+
+python -m trainer.prove --job DIR --model DIR     # reads adapter/, probe.safetensors, result.json; writes proof.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from recipes.causes import EXIT_CODES, Cause
+from recipes.job import LaunchSpec, Proof, Result, read_record, write_record
+from trainer import probe
+from trainer.base_files import BaseFiles
+from trainer.checkpoint import file_sha256
+from trainer.export import CONFIG, WEIGHTS
+from trainer.failures import TrainingStopped, explain
+from trainer.load import EXPERTS, refuse_incomplete
+
+
+def prove(job: Path, model_folder: Path) -> Proof:
+    """The proof of job/adapter. Raises TrainingStopped: bad_base_model (another base), no_effect (a bad adapter)."""
+    started = time.monotonic()
+    _quiet_transformers()
+    spec, result = read_record(LaunchSpec, job / "launch.json"), read_record(Result, job / "result.json")
+    if spec is None or result is None or result.outcome != "completed":
+        raise TrainingStopped("no_effect", f"{job}: no finished training to prove")
+    sums = _refuse_changed_files(job / "adapter", result.adapter_sha256)
+    if BaseFiles(model_folder).sha256() != result.base_sha256:
+        raise TrainingStopped("bad_base_model", f"{model_folder}: not the base model the adapter was trained on")
+    precision = spec.recipe.training.precision
+    conversations, base_said, trained_said = probe.read_probe(job / "probe.safetensors")
+    model, consumed = load_adapter(model_folder, job / "adapter", precision)
+    device = next(model.parameters()).device
+    again = probe.log_probabilities(model, conversations, device)
+    with model.disable_adapter():
+        base_again = probe.log_probabilities(model, conversations, device)
+    effect = probe.rms(base_said, trained_said)
+    error = probe.rms(trained_said, again)
+    refuse_unfaithful(precision, effect, error, probe.rms(base_said, base_again))
+    return Proof(
+        job_id=spec.job_id,
+        passed=True,
+        sentence=f"a fresh process reproduces the trained model: error {error:.1e}, effect {effect:.3f}",
+        adapter_sha256=sums,
+        tensors=consumed,
+        tensors_consumed=consumed,
+        effect=effect,
+        reproduction_error=error,
+        positions=sum(len(positions) for _, positions in conversations),
+        seconds=time.monotonic() - started,
+    )
+
+
+def load_adapter(model_folder: Path, adapter: Path, precision: str) -> tuple[Any, int]:
+    """(PEFT model in eval mode, tensors of the file that it took up: all). Raises TrainingStopped."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    model, info = AutoModelForCausalLM.from_pretrained(
+        model_folder,
+        dtype=dtype,
+        experts_implementation=EXPERTS,  # another implementation may route a near-tie otherwise
+        output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        device_map="auto" if torch.cuda.is_available() else None,
+    )
+    refuse_incomplete(info)
+    try:
+        peft_model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise TrainingStopped("no_effect", f"PEFT cannot load the adapter: {error}".splitlines()[0]) from error
+    return peft_model.eval(), consumed_tensors(peft_model, adapter / WEIGHTS)
+
+
+def consumed_tensors(peft_model: Any, path: Path) -> int:
+    """How many tensors the file holds, each proven to be in the model. PEFT only warns about keys it cannot place."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    inside = get_peft_model_state_dict(peft_model)
+    with safe_open(path, "pt") as file:
+        strange = sorted(set(file.keys()) ^ set(inside))
+        if strange:
+            raise TrainingStopped(
+                "no_effect", f"{len(strange)} adapter tensors have no counterpart, first {strange[0]}"
+            )
+        for key, tensor in inside.items():
+            if not torch.equal(tensor.cpu(), file.get_tensor(key).to(tensor.dtype)):
+                raise TrainingStopped("no_effect", f"{key} was not loaded from the file")
+    return len(inside)
+
+
+def refuse_unfaithful(precision: str, effect: float, error: float, base_error: float) -> None:
+    """Refuses an adapter that changes nothing, a base that is another one, and an adapter that says something else."""
+    floor, limit = probe.EFFECT_FLOOR[precision], probe.REPRODUCTION_LIMIT[precision]
+    if not effect > floor:
+        raise TrainingStopped("no_effect", f"the adapter changes nothing: effect {effect:.1e}, rounding is {floor:.0e}")
+    if not base_error <= limit * effect:
+        raise TrainingStopped(
+            "bad_base_model", f"the base model says something else than in training: {base_error:.1e}"
+        )
+    if not error <= limit * effect:
+        raise TrainingStopped(
+            "no_effect",
+            f"the reloaded adapter does not say what the trained model said: error {error:.1e}, effect {effect:.1e}",
+        )
+
+
+def main() -> int:
+    """Exit code 0, or EXIT_CODES of no_effect or bad_base_model; proof.json in both cases."""
+    parser = argparse.ArgumentParser(description="Proves the adapter of a job folder in a fresh process.")
+    parser.add_argument("--job", type=Path, required=True, help="the job folder")
+    parser.add_argument("--model", type=Path, required=True, help="the base model's folder")
+    arguments = parser.parse_args()
+    cause: Cause | None = None
+    try:
+        proof = prove(arguments.job, arguments.model)
+    except Exception as error:
+        cause, sentence = explain(error)
+        proof = _failed(arguments.job, sentence)
+    write_record(arguments.job / "proof.json", proof)
+    print(proof.sentence, flush=True)
+    return EXIT_CODES[cause] if cause else 0
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _refuse_changed_files(adapter: Path, proven: dict[str, str]) -> dict[str, str]:
+    for name in (CONFIG, WEIGHTS):
+        if not (adapter / name).is_file():
+            raise TrainingStopped("no_effect", f"adapter/{name} is missing")
+    sums = {name: file_sha256(adapter / name) for name in (CONFIG, WEIGHTS)}
+    for name, value in sums.items():
+        if proven.get(name) != value:
+            raise TrainingStopped("no_effect", f"adapter/{name} is not the file the trainer wrote")
+    return sums
+
+
+def _failed(job: Path, sentence: str) -> Proof:
+    spec = read_record(LaunchSpec, job / "launch.json")
+    return Proof(
+        job_id=spec.job_id if spec else "",
+        passed=False,
+        sentence=sentence,
+        adapter_sha256={},
+        tensors=0,
+        tensors_consumed=0,
+        effect=0.0,
+        reproduction_error=0.0,
+        positions=0,
+        seconds=0.0,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

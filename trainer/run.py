@@ -1,0 +1,229 @@
+"""One attempt from launch.json to adapter/: load, guard, attach, resume, evaluate, train, export. All ranks walk it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import AutoConfig
+from transformers.integrations import HfDeepSpeedConfig
+
+from recipes.catalog import Catalog, Family
+from recipes.job import LaunchSpec, Metric
+from trainer import checkpoint, export, probe
+from trainer.base_files import BaseFiles
+from trainer.data import ChatTokens, Example, read_examples
+from trainer.deepspeed_config import deepspeed_config, sizes_of
+from trainer.environment import Place, StopRequest, join, leave, quiet_libraries, refuse_slow_kernels
+from trainer.failures import TrainingStopped
+from trainer.journal import Journal
+from trainer.load import load_base, refuse_gathered
+from trainer.loop import Run, evaluate, named_trainable, train
+from trainer.targets import TargetPlan, attach, lora_config, meta_model, plan_targets, table, trained_groups
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model's facts, known before a weight is read."""
+
+    files: BaseFiles
+    sha256: str
+    family: Family
+    config: Any
+
+
+def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journal: Journal, stop: StopRequest) -> bool:
+    """Trains and exports; False when SIGTERM ended it after a checkpoint. Raises TrainingStopped and torch's errors."""
+    quiet_libraries()
+    refuse_other_engines(spec)
+    place = join(os.environ)
+    _refuse_wrong_world(spec, place)
+    base = _base(spec, model_folder, catalog, place)
+    journal.learn(base_sha256=base.sha256, world_size=place.world, versions=_versions())
+    chat = ChatTokens(model_folder)
+    train_set, valid_set = _data(spec, job, chat)
+    torch.manual_seed(spec.recipe.training.seed)
+    model, plan, config = _model(spec, base, place, journal)
+    resumed = checkpoint.newest(job / "checkpoints", checkpoint.fit_key(spec, base.sha256))
+    first_step = _restore_facts(resumed, journal)
+    trainable = dict(named_trainable(model))
+    if resumed:
+        checkpoint.load_weights(resumed, trainable)
+    engine, optimizer = _engine(spec, model, trainable, config)
+    if resumed:
+        checkpoint.load_optimizer(resumed, optimizer, trainable, place.rank, place.world)
+    work = Run(spec, place, journal, engine, optimizer, trainable, train_set, chat.pad_id, stop)
+    if first_step == 0:
+        _evaluate(work, valid_set, "initial_validation_loss", 0)
+    journal.stage("training")
+    done = train(work, first_step, lambda step: _save(work, job, base.sha256, step))
+    if done:
+        _evaluate(work, valid_set, "final_validation_loss", spec.total_steps)
+        _finish(work, job, plan, valid_set)
+    leave()
+    return done
+
+
+def refuse_other_engines(spec: LaunchSpec) -> None:
+    """This trainer has one engine."""
+    hardware = spec.recipe.hardware
+    if hardware.engine != "zero3" or hardware.quantize:
+        asked = f"engine {hardware.engine}" + (f" with quantize {hardware.quantize}" if hardware.quantize else "")
+        raise TrainingStopped("cannot_run_here", f"this trainer runs engine zero3; the recipe asks for {asked}")
+
+
+def _refuse_wrong_world(spec: LaunchSpec, place: Place) -> None:
+    if place.world != spec.gpus * spec.nodes:
+        raise TrainingStopped(
+            "cannot_run_here",
+            f"torchrun started {place.world} processes; launch.json says {spec.nodes} nodes x {spec.gpus}",
+        )
+
+
+def _base(spec: LaunchSpec, folder: Path, catalog: Catalog, place: Place) -> Base:
+    facts = catalog.models.get(spec.recipe.base.id)
+    if facts is None:
+        raise TrainingStopped("bad_base_model", f"base.id '{spec.recipe.base.id}' is not in recipes/models.yaml")
+    family = catalog.families[facts.family]
+    files = BaseFiles(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if not config.model_type == spec.model_type == family.model_type:
+        raise TrainingStopped(
+            "bad_base_model",
+            f"{folder} holds a {config.model_type} model; {spec.recipe.base.id} is a {family.model_type}",
+        )
+    refuse_slow_kernels(getattr(config, "layer_types", None) or [], place.cuda)
+    return Base(files, files.sha256(), family, config)
+
+
+def _data(spec: LaunchSpec, job: Path, chat: ChatTokens) -> tuple[list[Example], list[Example]]:
+    limit = spec.recipe.data.max_tokens
+    train_set = read_examples(job / "data" / "train.jsonl", spec.train_sha256, spec.train_examples, chat, limit)
+    if not spec.valid_examples:
+        return train_set, []
+    return train_set, read_examples(job / "data" / "valid.jsonl", spec.valid_sha256, spec.valid_examples, chat, limit)
+
+
+def _model(spec: LaunchSpec, base: Base, place: Place, journal: Journal) -> tuple[Any, TargetPlan, dict[str, Any]]:
+    """The base under ZeRO-3 with its adapter, in training mode; the plan; the DeepSpeed configuration."""
+    recipe = spec.recipe
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[recipe.training.precision]
+    empty = meta_model(base.config, dtype)
+    plan = plan_targets(empty, base.family, recipe.adapter)
+    if plan.parameters != spec.trainable_parameters:
+        raise TrainingStopped(
+            "bad_targets", f"{plan.parameters} parameters would train; launch.json says {spec.trainable_parameters}"
+        )
+    leaf = base.family.moe_block if plan.through_parameters else None
+    config = deepspeed_config(recipe.training, place.world, sizes_of(empty, plan.parameters), leaf)
+    holder = HfDeepSpeedConfig(config)  # weakly referenced by transformers: must outlive loading
+    model = load_base(base.files, dtype)
+    del holder
+    model = attach(model, lora_config(base.family, recipe.adapter), plan, base.family)
+    refuse_gathered(model)
+    model.enable_input_require_grads()  # a leaf block whose input carries no gradient is not gathered for backward
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    rows = trained_groups(plan)
+    journal.learn(trained=rows, trainable_parameters=plan.parameters)
+    journal.say(table(rows))
+    journal.say(_precisions(model, recipe.training.precision))
+    return model, plan, config
+
+
+def _engine(spec: LaunchSpec, model: Any, trainable: dict[str, Any], config: dict[str, Any]) -> tuple[Any, Any]:
+    """The engine and its optimizer: torch's AdamW over the LoRA matrices, fp32 masters and states."""
+    training = spec.recipe.training
+    adamw = torch.optim.AdamW(list(trainable.values()), lr=training.learning_rate, weight_decay=training.weight_decay)
+    engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
+    return engine, optimizer
+
+
+def _restore_facts(resumed: Path | None, journal: Journal) -> int:
+    """The step to go on from. What earlier attempts learned comes from the checkpoint, not from a memory."""
+    if resumed is None:
+        journal.rewind(-1)
+        return 0
+    state = checkpoint.read_state(resumed)
+    journal.learn(**state["facts"], step=state["step"])
+    journal.rewind(state["step"])
+    journal.say(f"resumes from {resumed.name}")
+    return int(state["step"])
+
+
+def _save(work: Run, job: Path, base_sha256: str, step: int) -> None:
+    names = ("initial_validation_loss", "first_training_loss", "final_training_loss", "trained_tokens")
+    state = {
+        "fits": checkpoint.fit_key(work.spec, base_sha256),
+        "saved_by_world_size": work.place.world,
+        "facts": {name: work.journal.known(name) for name in names},
+    }
+    checkpoint.save(job / "checkpoints", step, work.trainable, state, keeper=work.place.rank == 0)
+
+
+def _evaluate(work: Run, valid_set: list[Example], fact: str, step: int) -> None:
+    """The loss on the held-out conversations, as a fact of the result and a line of metrics.jsonl."""
+    if not valid_set:
+        return
+    work.journal.stage("evaluating")
+    training = work.spec.recipe.training
+    loss = evaluate(work.engine, valid_set, training.micro_batch, work.place, work.pad_id)
+    if not loss < float("inf"):
+        raise TrainingStopped("nan_loss", f"the loss on the held-out conversations is {loss} at step {step}")
+    work.journal.learn(**{fact: loss})
+    now = work.journal.now()
+    epoch = -(-step // work.spec.steps_per_epoch)
+    work.journal.record(
+        Metric(kind="eval", at=now, attempt=work.journal.attempt, epoch=epoch, step=step, validation_loss=loss)
+    )
+
+
+def _finish(work: Run, job: Path, plan: TargetPlan, valid_set: list[Example]) -> None:
+    """Probe and adapter. Refuses a training that changed nothing (no_effect) before an adapter exists."""
+    work.journal.stage("saving")
+    model, device = work.engine.module, work.place.device
+    work.engine.eval()
+    conversations = probe.choose(work.train, valid_set)
+    trained = probe.log_probabilities(work.engine, conversations, device)
+    with model.disable_adapter():
+        base = probe.log_probabilities(work.engine, conversations, device)
+    effect, floor = probe.rms(base, trained), probe.EFFECT_FLOOR[work.spec.recipe.training.precision]
+    if not effect > floor:
+        raise TrainingStopped(
+            "no_effect", f"the adapter moves log-probabilities by {effect:.1e}; {floor:.0e} is rounding"
+        )
+    weights = checkpoint.full_weights(work.trainable, keeper=work.place.rank == 0)
+    if work.place.rank == 0:
+        probe.write_probe(job / "probe.safetensors", conversations, base, trained)
+        config = model.peft_config["default"]
+        sums = export.write_adapter(job / "adapter", config, work.spec.recipe.base, weights, plan)
+        work.journal.learn(adapter_sha256=sums)
+    work.journal.learn(peak_gib=_peak_gib(work.place))
+
+
+def _precisions(model: Any, precision: str) -> str:
+    counts: Counter[str] = Counter()
+    for _, p in model.named_parameters():
+        kind = "adapter" if p.requires_grad else "base"
+        counts[f"{kind} {str(p.dtype).removeprefix('torch.')}"] += getattr(p, "ds_numel", p.numel())
+    said = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
+    return f"parameters: {said}; optimizer float32; recipe {precision}"
+
+
+def _peak_gib(place: Place) -> float:
+    if place.cuda:
+        return float(torch.cuda.max_memory_allocated() / 2**30)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "peft", "deepspeed", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
