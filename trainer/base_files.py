@@ -9,12 +9,26 @@ import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+from safetensors import safe_open
+
 from trainer.failures import TrainingStopped
 
 BLOCK = 64 * 1024
 BLOCKS = 16
 HEADER_LIMIT = 100_000_000
 "The limit safetensors itself sets."
+
+
+LOADING: dict[str, Any] = {
+    # Eager experts call a module once per expert that got a token: ranks then record different traces and ZeRO-3 hangs.
+    "experts_implementation": "grouped_mm",
+    "output_loading_info": True,
+    "trust_remote_code": False,
+    "use_safetensors": True,
+    "local_files_only": True,
+}
+"How trainer and proof load a model: alike, or a near-tie in the router may fall otherwise."
 
 
 class BaseFiles:
@@ -57,7 +71,6 @@ class BaseFiles:
         gate_up_proj is (experts, 2 x intermediate, hidden): gate above up; down_proj is (experts, hidden,
         intermediate). Raises TrainingStopped when the files have no such tensor.
         """
-        import torch
 
         if name in self._where:
             return self._read(name)
@@ -71,10 +84,26 @@ class BaseFiles:
         raise TrainingStopped("bad_base_model", f"{self.folder}: no tensor {name} in its files")
 
     def _read(self, name: str) -> Any:
-        from safetensors import safe_open
 
         with safe_open(self._where[name], "pt") as file:
             return file.get_tensor(name)
+
+
+def refuse_incomplete(info: dict[str, Any]) -> None:
+    """Refuses weights that were left random or had no place in the model."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if info.get(kind):
+            first = sorted(str(key) for key in info[kind])[0]
+            raise TrainingStopped(
+                "bad_base_model",
+                f"the base model's files do not fit its config.json: {kind.replace('_', ' ')}: {first}",
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -15,7 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from recipes.job import LaunchSpec
+from trainer.base_files import file_sha256
 
 FORMAT = 1
 KEPT = 2
@@ -52,7 +64,6 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def save(folder: Path, step: int, trainable: dict[str, Any], state: dict[str, Any], keeper: bool) -> Path:
     """Gathers every tensor in turn on all ranks; the keeper (rank 0) writes. Collective. Raises OSError."""
-    import torch.distributed as dist
 
     path = folder / f"step-{step:06d}"
     tensors = {key: tensor for key, tensor in _gathered(trainable) if keeper}
@@ -66,8 +77,6 @@ def save(folder: Path, step: int, trainable: dict[str, Any], state: dict[str, An
 
 def load_weights(path: Path, trainable: dict[str, Any]) -> None:
     """Copies the LoRA weights in. Before deepspeed.initialize: after it the working copy would stay stale."""
-    import torch
-    from safetensors import safe_open
 
     with safe_open(path / "lora.safetensors", "pt") as file, torch.no_grad():
         for name, parameter in trainable.items():
@@ -76,9 +85,6 @@ def load_weights(path: Path, trainable: dict[str, Any]) -> None:
 
 def load_optimizer(path: Path, optimizer: Any, trainable: dict[str, Any], rank: int, world: int) -> None:
     """Restores fp32 masters and Adam moments, after deepspeed.initialize, each rank its part."""
-    import torch
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-    from safetensors import safe_open
 
     step = float(read_state(path)["step"])
     for flat in optimizer.fp32_partitioned_groups_flat:  # the state does not exist before the first step
@@ -94,7 +100,6 @@ def load_optimizer(path: Path, optimizer: Any, trainable: dict[str, Any], rank: 
 
 def full_weights(trainable: dict[str, Any], keeper: bool) -> dict[str, Any]:
     """The fp32 LoRA weights in full shape by name, on the keeper; empty elsewhere. Collective."""
-    from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {}
     for name, parameter in trainable.items():
@@ -105,7 +110,6 @@ def full_weights(trainable: dict[str, Any], keeper: bool) -> dict[str, Any]:
 
 
 def _gathered(trainable: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     for name, parameter in trainable.items():
         yield f"{name}/{WEIGHT}", safe_get_full_fp32_param(parameter).detach().to("cpu", copy=True)
@@ -115,7 +119,6 @@ def _gathered(trainable: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _part(full: Any, rank: int, world: int) -> Any:
     """This rank's part of a ZeRO-3 partition: ceil(n / world) numbers, the last rank's filled up with zeros."""
-    import torch
 
     flat = full.flatten()
     size = -(-flat.numel() // world)
@@ -123,7 +126,6 @@ def _part(full: Any, rank: int, world: int) -> Any:
 
 
 def _write(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
 
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -154,9 +156,3 @@ def _is_whole(path: Path) -> bool:
         return all(file_sha256(path / name) == sums[name] for name in ("lora.safetensors", "state.json"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

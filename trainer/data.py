@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoTokenizer
+
 from recipes.chat import Message, NotTrainable, marked, tokenise
 from trainer.failures import TrainingStopped
 
@@ -38,7 +41,6 @@ class ChatTokens:
     """The base model's own tokenizer and chat template, as recipes.chat wants them."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if not self._tokenizer.chat_template:
@@ -80,7 +82,9 @@ def read_examples(path: Path, sha256: str, count: int, chat: ChatTokens, max_tok
             digest.update(line)
             try:
                 examples.append(_example(line, number, chat, max_tokens, check=len(examples) < CHECKED_MASKS))
-            except (NotTrainable, ValueError, TypeError, KeyError, AttributeError) as error:
+            except KeyError as error:
+                problems.append(f"{path.name}: line {number}: field {error} is missing")
+            except (NotTrainable, ValueError, TypeError, AttributeError) as error:
                 problems.append(f"{path.name}: line {number}: {error}")
     if digest.hexdigest() != sha256:
         raise TrainingStopped("bad_data", f"{path.name}: its SHA-256 is not the one of launch.json; prepare it again")
@@ -104,7 +108,6 @@ def micro_batches(examples: Sequence[Example], micro: int, world: int) -> list[l
 
 def padded(examples: Sequence[Example], pad_id: int, device: Any) -> dict[str, Any]:
     """input_ids, attention_mask and labels, (rows, longest), padded on the right, out of every real token's sight."""
-    import torch
 
     shape = (len(examples), max(len(e.ids) for e in examples))
     ids = torch.full(shape, pad_id, dtype=torch.long)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.modeling_layers import GradientCheckpointingLayer
+
 from recipes.recipe import Training
 
 
@@ -18,7 +20,6 @@ class Sizes:
 
 def sizes_of(model: Any, trainable: int) -> Sizes:
     """Sizes of a (meta) model; `trainable` LoRA parameters are taken as spread evenly over its layers."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     inside = {id(p) for layer in layers for p in layer.parameters()}

@@ -8,8 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from recipes.recipe import Base
-from trainer.checkpoint import file_sha256
+from trainer.base_files import file_sha256
 from trainer.targets import TargetPlan
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -20,7 +24,6 @@ def write_adapter(folder: Path, config: Any, base: Base, weights: dict[str, Any]
 
     The folder appears whole or not at all. Raises ValueError when what was written is not the plan.
     """
-    from safetensors.torch import save_file
 
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,8 +43,6 @@ def write_adapter(folder: Path, config: Any, base: Base, weights: dict[str, Any]
 
 def refuse_wrong_file(path: Path, plan: TargetPlan) -> None:
     """Re-opens the file: keys and shapes as planned (an ungathered save writes empty tensors), all numbers finite."""
-    import torch
-    from safetensors import safe_open
 
     expected = {file_key(name): target.shape for name, target in plan.targets.items()}
     with safe_open(path, "pt") as file:

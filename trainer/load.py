@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.base_files import BaseFiles
-from trainer.failures import TrainingStopped
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from transformers import AutoModelForCausalLM
 
-EXPERTS = "grouped_mm"
-"Eager experts call a module once per expert that got a token, so ranks record different traces and ZeRO-3 hangs."
+from trainer.base_files import LOADING, BaseFiles, refuse_incomplete
+from trainer.failures import TrainingStopped
 
 
 def load_base(files: BaseFiles, dtype: Any) -> Any:
@@ -16,34 +19,14 @@ def load_base(files: BaseFiles, dtype: Any) -> Any:
 
     HfDeepSpeedConfig must exist and be held by the caller. Raises TrainingStopped.
     """
-    from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
-        files.folder,
-        dtype=dtype,
-        experts_implementation=EXPERTS,
-        output_loading_info=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    model, info = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **LOADING)
     refuse_incomplete(info)
     refuse_unpartitioned(model)
     refuse_eager(model.config)
     probe_weights(model, files)
     model.config.use_cache = False
     return model
-
-
-def refuse_incomplete(info: dict[str, Any]) -> None:
-    """Refuses weights that were left random or had no place in the model."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if info.get(kind):
-            first = sorted(str(key) for key in info[kind])[0]
-            raise TrainingStopped(
-                "bad_base_model",
-                f"the base model's files do not fit its config.json: {kind.replace('_', ' ')}: {first}",
-            )
 
 
 def refuse_unpartitioned(model: Any) -> None:
@@ -57,13 +40,12 @@ def refuse_unpartitioned(model: Any) -> None:
 
 def refuse_eager(config: Any) -> None:
     """Refuses eager experts under ZeRO-3: uneven routing hangs it, at a step nobody can foretell."""
-    if getattr(config, "_experts_implementation", EXPERTS) == "eager":
-        raise TrainingStopped("unexpected", f"eager experts hang under ZeRO-3; load with {EXPERTS}")
+    if getattr(config, "_experts_implementation", None) == "eager":
+        raise TrainingStopped("unexpected", "eager experts hang under ZeRO-3; load with grouped_mm")
 
 
 def refuse_gathered(model: Any) -> None:
     """After attaching the adapter: every frozen parameter must still be partitioned, nothing gathered for it."""
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     held = [
         n for n, p in model.named_parameters() if hasattr(p, "ds_id") and p.ds_status != ZeroParamStatus.NOT_AVAILABLE
@@ -77,8 +59,6 @@ def probe_weights(model: Any, files: BaseFiles) -> None:
 
     Collective. Loading under zero.Init has left weights random before, without a word.
     """
-    import deepspeed
-    import torch.distributed as dist
 
     named = dict(model.named_parameters())
     for name in _probe_names(model, named):
@@ -89,7 +69,6 @@ def probe_weights(model: Any, files: BaseFiles) -> None:
 
 def refuse_difference(name: str, parameter: Any, files: BaseFiles) -> None:
     """Refuses a gathered parameter whose numbers are not those of the files, in the parameter's precision."""
-    import torch
 
     expected = files.tensor(name).to(parameter.dtype)
     if not torch.equal(parameter.detach().cpu(), expected):

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+from transformers.modeling_layers import GradientCheckpointingLayer
+
 from recipes.job import LaunchSpec, Metric
 from recipes.schedule import batch_of_step, epoch_of_step, learning_rate_of_step
 from trainer.data import IGNORE, Example, micro_batches, padded
@@ -34,7 +39,6 @@ class Run:
 
 def summed_nll(model: Any, batch: dict[str, Any]) -> Any:
     """Sum over the trained tokens of -log p(token | what precedes it), in fp32; logits only where a row needs them."""
-    import torch
 
     targets = batch["labels"][:, 1:]
     keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
@@ -50,8 +54,6 @@ def summed_nll(model: Any, batch: dict[str, Any]) -> Any:
 
 def evaluate(model: Any, examples: Sequence[Example], micro: int, place: Place, pad_id: int) -> float:
     """Mean loss per trained token over the examples. Collective; surplus ranks repeat an example uncounted."""
-    import torch
-    import torch.distributed as dist
 
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=place.device)
@@ -129,8 +131,6 @@ def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float]
 
 def _agreed(run: Run, stop: bool, due: bool = False, nll: Any = 0.0) -> tuple[bool, bool, float]:
     """What all ranks act on together: did anyone get SIGTERM, is a checkpoint due by rank 0's clock, the mean loss."""
-    import torch
-    import torch.distributed as dist
 
     said = torch.tensor([float(stop), float(due), float(nll)], dtype=torch.float64, device=run.place.device)
     dist.all_reduce(said)
@@ -150,9 +150,6 @@ def _check_gradients(run: Run, step: int) -> None:
     """
     if step > 2:
         return
-    import torch
-    import torch.distributed as dist
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
     names = [name for name in run.trainable if f".lora_{'B' if step == 1 else 'A'}." in name]
     flags = torch.zeros(2, len(names), device=run.place.device)
@@ -194,7 +191,6 @@ def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: f
 @contextmanager
 def _recomputing(engine: Any, check: bool) -> Iterator[None]:
     """Proves that layers are recomputed in backward: in eval mode gradient checkpointing is silently off."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     calls: list[None] = []
     layer = next(m for m in engine.modules() if isinstance(m, GradientCheckpointingLayer))

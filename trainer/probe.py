@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from trainer.data import Example
 
 CONVERSATIONS = 4
@@ -33,7 +36,6 @@ def choose(train: Sequence[Example], valid: Sequence[Example]) -> list[tuple[lis
 
 def log_probabilities(model: Any, conversations: Sequence[tuple[list[int], list[int]]], device: Any) -> list[Any]:
     """Per conversation (positions, vocabulary), fp32 on the CPU. One at a time: no padding, no neighbour."""
-    import torch
 
     out = []
     with torch.no_grad():
@@ -56,8 +58,6 @@ def write_probe(
     path: Path, conversations: Sequence[tuple[list[int], list[int]]], base: Sequence[Any], trained: Sequence[Any]
 ) -> None:
     """Writes probe.safetensors beside its place, then renames."""
-    import torch
-    from safetensors.torch import save_file
 
     tensors: dict[str, Any] = {}
     for i, (ids, positions) in enumerate(conversations):
@@ -71,7 +71,6 @@ def write_probe(
 
 def read_probe(path: Path) -> tuple[list[tuple[list[int], list[int]]], list[Any], list[Any]]:
     """(conversations, base, trained) as written."""
-    from safetensors.torch import load_file
 
     tensors = load_file(path)
     count = sum(key.startswith("ids.") for key in tensors)

@@ -12,14 +12,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
 from recipes.causes import EXIT_CODES, Cause
 from recipes.job import LaunchSpec, Proof, Result, read_record, write_record
 from trainer import probe
-from trainer.base_files import BaseFiles
-from trainer.checkpoint import file_sha256
+from trainer.base_files import LOADING, BaseFiles, file_sha256, refuse_incomplete
 from trainer.export import CONFIG, WEIGHTS
 from trainer.failures import TrainingStopped, explain
-from trainer.load import EXPERTS, refuse_incomplete
 
 
 def prove(job: Path, model_folder: Path) -> Proof:
@@ -58,20 +62,13 @@ def prove(job: Path, model_folder: Path) -> Proof:
 
 def load_adapter(model_folder: Path, adapter: Path, precision: str) -> tuple[Any, int]:
     """(PEFT model in eval mode, tensors of the file that it took up: all). Raises TrainingStopped."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     model, info = AutoModelForCausalLM.from_pretrained(
         model_folder,
         dtype=dtype,
-        experts_implementation=EXPERTS,  # another implementation may route a near-tie otherwise
-        output_loading_info=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
         device_map="auto" if torch.cuda.is_available() else None,
+        **LOADING,
     )
     refuse_incomplete(info)
     try:
@@ -83,11 +80,8 @@ def load_adapter(model_folder: Path, adapter: Path, precision: str) -> tuple[Any
 
 def consumed_tensors(peft_model: Any, path: Path) -> int:
     """How many tensors the file holds, each proven to be in the model. PEFT only warns about keys it cannot place."""
-    import torch
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
 
-    inside = get_peft_model_state_dict(peft_model)
+    inside = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     with safe_open(path, "pt") as file:
         strange = sorted(set(file.keys()) ^ set(inside))
         if strange:
@@ -134,7 +128,6 @@ def main() -> int:
 
 
 def _quiet_transformers() -> None:
-    from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -13,6 +13,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -50,9 +51,9 @@ def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journ
     journal.learn(base_sha256=base.sha256, world_size=place.world, versions=_versions())
     chat = ChatTokens(model_folder)
     train_set, valid_set = _data(spec, job, chat)
-    torch.manual_seed(spec.recipe.training.seed)
     model, plan, config = _model(spec, base, place, journal)
     resumed = checkpoint.newest(job / "checkpoints", checkpoint.fit_key(spec, base.sha256))
+    _refuse_different_starts(resumed, place)
     first_step = _restore_facts(resumed, journal)
     trainable = dict(named_trainable(model))
     if resumed:
@@ -127,6 +128,7 @@ def _model(spec: LaunchSpec, base: Base, place: Place, journal: Journal) -> tupl
     holder = HfDeepSpeedConfig(config)  # weakly referenced by transformers: must outlive loading
     model = load_base(base.files, dtype)
     del holder
+    torch.manual_seed(recipe.training.seed)  # here: loading may draw more numbers on one rank than on another
     model = attach(model, lora_config(base.family, recipe.adapter), plan, base.family)
     refuse_gathered(model)
     model.enable_input_require_grads()  # a leaf block whose input carries no gradient is not gathered for backward
@@ -145,6 +147,15 @@ def _engine(spec: LaunchSpec, model: Any, trainable: dict[str, Any], config: dic
     adamw = torch.optim.AdamW(list(trainable.values()), lr=training.learning_rate, weight_decay=training.weight_decay)
     engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
     return engine, optimizer
+
+
+def _refuse_different_starts(resumed: Path | None, place: Place) -> None:
+    """Nodes with folders of their own could start from different steps; nothing later would notice."""
+    step = checkpoint.read_state(resumed)["step"] if resumed else 0
+    lowest_highest = torch.tensor([-step, step], device=place.device)
+    dist.all_reduce(lowest_highest, op=dist.ReduceOp.MAX)
+    if -int(lowest_highest[0]) != int(lowest_highest[1]):
+        raise TrainingStopped("cannot_run_here", "the nodes see different checkpoints; give them one job folder")
 
 
 def _restore_facts(resumed: Path | None, journal: Journal) -> int:

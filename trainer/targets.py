@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
 from recipes.catalog import Family, Group
 from recipes.job import TrainedGroup
 from recipes.recipe import Adapter
@@ -47,8 +51,6 @@ class TargetPlan:
 
 def meta_model(config: Any, dtype: Any) -> Any:
     """The model without storage: names and shapes only. Call it before HfDeepSpeedConfig exists."""
-    import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -82,7 +84,6 @@ def plan_targets(model: Any, family: Family, adapter: Adapter) -> TargetPlan:
 
 def lora_config(family: Family, adapter: Adapter) -> Any:
     """The PEFT configuration: linears by their last name, everything inside an MoE block by parameter name."""
-    from peft import LoraConfig
 
     groups = [family.groups[name] for name in adapter.targets]
     return LoraConfig(
@@ -98,7 +99,6 @@ def lora_config(family: Family, adapter: Adapter) -> Any:
 
 def attach(model: Any, config: Any, plan: TargetPlan, family: Family) -> Any:
     """The PEFT model, proven to train exactly the plan. Raises TrainingStopped (bad_targets)."""
-    from peft import get_peft_model
 
     try:
         # LoRA in the base's own precision: ZeRO keeps the fp32 masters, as it does in any mixed-precision run.
@@ -153,7 +153,6 @@ class _Place:
 
 
 def _linears(model: Any, group: Group) -> Iterator[tuple[str, _Place]]:
-    import torch
 
     for name, module in model.named_modules():
         suffix = name.rpartition(".")[2]

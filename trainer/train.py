@@ -40,7 +40,11 @@ def main() -> int:
         return EXIT_CODES["bad_data"]
     journal = Journal(arguments.job, spec, arguments.attempt, keeper=os.environ["RANK"] == "0")
     cause, sentence = _train(spec, arguments, journal, stop)
-    code = journal.close(cause, sentence)
+    try:
+        code = journal.close(cause, sentence)
+    except OSError as error:
+        cause, sentence = cause or "disk_full", f"{sentence} (result.json cannot be written: {error})"
+        code = EXIT_CODES[cause]
     if cause:
         print(f"{cause}: {sentence}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -51,6 +55,7 @@ def main() -> int:
 def _train(
     spec: LaunchSpec, arguments: argparse.Namespace, journal: Journal, stop: StopRequest
 ) -> tuple[Cause | None, str]:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the trainer knows no network: what is not staged is missing
     try:
         journal.open()
         refuse_unresolved_secrets(os.environ)
