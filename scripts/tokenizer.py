@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from recipes.chat import Message, NotTrainable
 from recipes.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SMOKE = Path(__file__).parent.parent / "recipes" / "smoke" / "model"
 SMOKE_ID = "lorry/smoke"
@@ -101,6 +103,8 @@ def _folders(model_id: str, roots: Sequence[Path]) -> list[Path]:
 
 
 def _load(model_id: str, folder: Path) -> ChatTokenizer | None:
+    from tokenizers import Tokenizer  # not loaded by verbs that count no tokens
+
     config = _read_json(folder / "tokenizer_config.json")
     sources = _template_sources(folder, config)
     if "default" not in sources:

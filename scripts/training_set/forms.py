@@ -77,12 +77,32 @@ def decoded(rows: Iterable[RawRow], form: Form, findings: Findings, header: list
             row = decode(data)
             if not data.isascii():
                 data.decode()  # the decoder does not look into the text that it skips
-            check_depth(data)
-            _check_repeats(data, row, form)
         except (ValueError, RecursionError) as error:
             _refuse(raw, error, form, findings, header)
         else:
             yield raw, row
+
+
+def check_keys(data: bytes, row: Any, form: Form) -> None:
+    """What the types cannot say. Raises Unusable where a row is nested too deeply, or holds a key twice in one object:
+    readers would silently keep one of the two texts.
+
+    Counting the quoted key clears nearly every row; only where it stands too often is the row parsed once more.
+    """
+    check_depth(data)
+    suspect = any(data.count(key) > 1 for key in form.once)
+    if not suspect and not (form.per_message and data.count(form.per_message) > form.messages(row)):
+        return
+    watched = {key.decode().strip('"') for key in (*form.once, form.per_message)}
+
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen and key in watched:
+                raise Unusable(f"the key '{key}' twice in one object", "keep one of them")
+            seen.add(key)
+
+    json.loads(data, object_pairs_hook=unique)
 
 
 def _refuse(raw: RawRow, error: Exception, form: Form, findings: Findings, header: list[int]) -> None:
@@ -139,23 +159,3 @@ def _form_of(keys: Mapping[str, Raw]) -> str:
             return name
     shown = ", ".join(list(keys)[:8]) or "none"
     raise Unusable(f"an object of no known form (keys: {shown})", _KNOWN)
-
-
-def _check_repeats(data: bytes, row: Any, form: Form) -> None:
-    """Raises Unusable where a key stands twice in one object: readers would silently keep one of the two texts.
-
-    Counting the quoted key clears nearly every row; only where it stands too often is the row parsed once more.
-    """
-    suspect = any(data.count(key) > 1 for key in form.once)
-    if not suspect and not (form.per_message and data.count(form.per_message) > form.messages(row)):
-        return
-    watched = {key.decode().strip('"') for key in (*form.once, form.per_message)}
-
-    def unique(pairs: list[tuple[str, Any]]) -> None:
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen and key in watched:
-                raise Unusable(f"the key '{key}' twice in one object", "keep one of them")
-            seen.add(key)
-
-    json.loads(data, object_pairs_hook=unique)

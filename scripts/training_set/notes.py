@@ -43,7 +43,7 @@ def notes(
             said.append(sentence.format(count=count, lines=named_lines(lines, count)))
     if report.per_pair:
         said.append(
-            f"{report.per_pair} conversations are trained as one example per answer, each with its history: one example for "
+            f"{report.per_pair} conversations are trained as one example per answer, each with its history: one for "
             "all would change the text that an answer follows."
         )
     if one_system_prompt:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,13 +21,15 @@ from scripts.training_set import convert
 from scripts.training_set.container import Container, open_container, read_row
 from scripts.training_set.content import beginnings
 from scripts.training_set.findings import Findings, Unusable
-from scripts.training_set.forms import Form, decoded, recognise
+from scripts.training_set.forms import Form, check_keys, decoded, recognise
 from scripts.training_set.index import Index
 from scripts.training_set.merge import Example, Pair, merged, per_answer, per_pair, without_repetitions
 from scripts.training_set.notes import notes
 from scripts.training_set.rows import PairRow
 from scripts.training_set.split import choose_held_out
 from scripts.training_set.tokens import Counter
+
+READ_BYTES = 2**20  # with Python's default of 8 KiB, reading alone takes half as long as decoding
 
 
 def prepare(
@@ -41,7 +43,7 @@ def prepare(
     if not source.is_file():
         raise InputError(Problem(str(source), "no such file", "the path of a training set"))
     try:
-        file = source.open("rb")
+        file = BufferedReader(FileIO(source), READ_BYTES)
     except OSError as error:
         raise InputError(Problem(str(source), f"cannot be read ({error.strerror})", "a readable file")) from None
     out.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,7 @@ class _Preparation:
             conversation = convert.conversation_name(row) or raw.conversation
             turn = 0
             try:
+                check_keys(raw.data, row, form)
                 if isinstance(row, PairRow):
                     turn = max(0, min(row.turn_number or 0, 2**31))
                     if conversation is None:
