@@ -194,7 +194,7 @@ def _tensor_problems(path: Path) -> list[Problem]:
 
 def _fault(entry: Any) -> str:
     """What is wrong with one tensor's entry; empty when nothing is."""
-    if not isinstance(entry, dict) or entry.get("dtype") not in _BITS:
+    if not isinstance(entry, dict) or str(entry.get("dtype")) not in _BITS:
         return "has no known dtype"
     shape: Any = entry.get("shape")
     offsets: Any = entry.get("data_offsets")
