@@ -1,0 +1,63 @@
+"""Puts a job into the store and asks a backend for a machine: recorded first, then done, and safe to do twice.
+
+submission = launch(store, spec, plan, data=Path("prepared"), backend=LocalBackend(os.environ), now=time.time())
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from recipes.job import LaunchSpec, Plan, Record, Submission
+from scripts.backends.base import Backend
+from scripts.errors import Conflict, Problem
+from scripts.job_folder import read_job
+from scripts.store import Store
+
+DATA = ("train.jsonl", "valid.jsonl", "report.json")
+
+
+def launch(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path, backend: Backend, now: float) -> Submission:
+    """Starts the job `spec.job_id`, or finds it started; one job id never makes two machines.
+
+    data: the folder with train.jsonl, valid.jsonl and report.json. Raises Conflict when the job id stands for another
+    run, NotFound when data is missing, ProviderError when the store or the backend fails; then launch it again.
+    """
+    _record_launch(store, spec, plan, data)
+    request = backend.request(spec)
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    submission = Submission(job_id=spec.job_id, backend=backend.name, request_sha256=digest, submitted_at=now)
+    key = f"{spec.job_id}/submission.json"
+    files = read_job(store, spec.job_id)
+    if not store.create(key, _bytes(submission)) and files.submission is not None and files.submission.handle:
+        submission = files.submission
+    if files.stop is not None or (files.container is not None and files.container.ended is not None):
+        return submission  # no machine for a job that was stopped or has ended
+    submission = submission.model_copy(update={"handle": backend.submit(spec, request)})
+    store.write(key, _bytes(submission))
+    return submission
+
+
+def _record_launch(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path) -> None:
+    """Data first and launch.json last: where launch.json is, everything is. The first launch of a job id wins it."""
+    known = store.read(f"{spec.job_id}/launch.json")
+    if known is None:
+        for name in DATA:
+            store.put_file(data / name, f"{spec.job_id}/data/{name}")
+        if plan is not None:
+            store.write(f"{spec.job_id}/plan.json", _bytes(plan))
+        store.create(f"{spec.job_id}/launch.json", _bytes(spec))
+        known = store.read(f"{spec.job_id}/launch.json")
+    if known != _bytes(spec):
+        raise Conflict(
+            Problem(
+                f"job {spec.job_id}",
+                "exists already, with another recipe, training set or place",
+                "choose another job id, or look at this one with `lorry show`",
+            )
+        )
+
+
+def _bytes(record: Record) -> bytes:
+    return record.model_dump_json(indent=2).encode() + b"\n"

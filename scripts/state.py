@@ -1,0 +1,166 @@
+"""What a job is doing, from its files, what the provider says and the clock. Pure: any process sees the same.
+
+state = job_state(files, observation, now=time.time()); state.state, state.sentence, state.is_final
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recipes.catalog import load_catalog
+from recipes.job import LaunchSpec, Stage
+from scripts.backends.base import Observation
+from scripts.job_folder import JobFiles
+
+State = Literal["queued", "starting", "running", "stopping", "completed", "failed", "cancelled", "lost"]
+Limit = Literal["deadline", "cap"]
+
+SILENT_SECONDS = 120.0
+"A container writes every 2 s and reaches a bucket every 5 s; after this long without a word it counts as silent."
+LENIENCY = 1.02
+"The container's own stop comes first; who watches from outside waits 2 % longer."
+
+DOING: dict[Stage, str] = {
+    "fetching": "fetching the training set and the base model",
+    "loading": "loading the base model",
+    "evaluating": "measuring the loss on held-out conversations",
+    "training": "training",
+    "saving": "saving the adapter",
+    "proving": "proving the adapter in a fresh process",
+    "storing": "storing the adapter",
+    "done": "done",
+}
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job at one moment. progress: percent of the steps. A final state changes no more by itself; a lost job goes
+    on from its newest checkpoint when it is launched again."""
+
+    state: State
+    sentence: str
+    progress: int
+    eta_seconds: float | None
+    spent_usd: float | None
+    is_final: bool
+
+
+def job_state(files: JobFiles, observation: Observation | None, now: float) -> JobState:
+    """The state of a job.
+
+    observation: what the provider said, asked before `files` were read (a machine that ends in between has written
+    how by then); None when it was not asked or did not answer. `now` is seconds since 1970.
+    """
+    state, sentence, is_final = _state(files, observation, now)
+    return JobState(
+        state,
+        sentence,
+        100 if state == "completed" else files.status.progress if files.status else 0,
+        _eta_seconds(files, now) if state == "running" else None,
+        _spent_usd(files, observation, now),
+        is_final,
+    )
+
+
+def overdue(files: JobFiles, observation: Observation | None, now: float) -> tuple[Limit, str] | None:
+    """The limit for which somebody outside must stop this job now, and a sentence. None while it may run."""
+    spec, start = files.launch, _started_at(files)
+    if spec is None or start is None:
+        return None
+    if now - start > spec.deadline_seconds * LENIENCY:
+        return "deadline", f"it ran for {(now - start) / 3600:.2f} h; the limit is {spec.deadline_seconds / 3600:.2f} h"
+    spent = _spent_usd(files, observation, now)
+    if spent is not None and spent > spec.cap_usd * LENIENCY:
+        return "cap", f"it cost ${spent:.2f}; the cap is ${spec.cap_usd:.2f}"
+    return None
+
+
+def hourly_usd(spec: LaunchSpec) -> float | None:
+    """The price of all its nodes for an hour, from the catalog; None when its offer is not in it."""
+    offer = load_catalog().offers.get(spec.offer or "")
+    return offer.usd_per_hour * spec.nodes if offer else None
+
+
+def _state(files: JobFiles, observation: Observation | None, now: float) -> tuple[State, str, bool]:
+    container, gone = files.container, observation is not None and observation.phase == "gone"
+    silent = container is not None and now - container.updated_at > SILENT_SECONDS
+    if files.manifest is not None:
+        return "completed", "the adapter is proved and stored", True
+    if container is not None and container.ended is not None:
+        if container.ended == "completed":  # its manifest was written before, so a second look finds it
+            return ("failed", "adapter/manifest.json is missing; train again", True) if silent else _running(files)
+        return container.ended, container.sentence, True
+    if files.stop is not None:
+        return _stopped(files, gone or (observation is None and silent))
+    if files.submission is None or not (files.submission.handle or container):
+        return "queued", "no machine has been asked for; launch it", False
+    if gone:
+        return "lost", f"the machine is gone{_at_step(files)}; launch the job again and it goes on from there", True
+    if container is None:
+        return "starting", "waiting for the machine's first word", False
+    if silent:
+        minutes = (now - container.updated_at) / 60
+        return "lost", f"no word from the machine for {minutes:.0f} minutes{_at_step(files)}", False
+    return _running(files)
+
+
+def _stopped(files: JobFiles, machine_is_gone: bool) -> tuple[State, str, bool]:
+    stop, submission = files.stop, files.submission
+    assert stop is not None
+    never_asked = files.container is None and not (submission and submission.handle)
+    if not (machine_is_gone or never_asked):
+        return "stopping", f"asked to stop ({stop.by}): {stop.reason}", False
+    if stop.by == "user":
+        return "cancelled", f"it was stopped on request: {stop.reason}", True
+    return "failed", f"it was stopped ({stop.by}): {stop.reason}", True
+
+
+def _running(files: JobFiles) -> tuple[State, str, bool]:
+    assert files.container is not None
+    stage, status = files.container.stage, files.status
+    sentence = DOING[stage]
+    if stage == "training" and status is not None:
+        sentence += f", step {status.step} of {status.total_steps}"
+        sentence += f", loss {status.training_loss:.3f}" if status.training_loss is not None else ""
+    return "running", sentence, False
+
+
+def _at_step(files: JobFiles) -> str:
+    return f" at step {files.status.step} of {files.status.total_steps}" if files.status else ""
+
+
+def _eta_seconds(files: JobFiles, now: float) -> float | None:
+    """Seconds to the last step, at the pace of this attempt since it started, loading included."""
+    status, container = files.status, files.container
+    if status is None or container is None or not container.attempts or status.stage == "done":
+        return None
+    attempt = container.attempts[-1]
+    resumed = int((attempt.resumed_from or "step-0").rpartition("-")[2])
+    done = status.step - resumed
+    if attempt.number != status.attempt or done <= 0:
+        return None
+    pace = (status.updated_at - attempt.started_at) / done
+    return max(0.0, pace * (status.total_steps - status.step) - (now - status.updated_at))
+
+
+def _started_at(files: JobFiles) -> float | None:
+    """When the machine's time began: its own first word, or until then the request for it."""
+    if files.container is not None:
+        return files.container.started_at
+    asked = files.submission is not None and files.submission.handle
+    return files.submission.submitted_at if asked and files.submission else None
+
+
+def _spent_usd(files: JobFiles, observation: Observation | None, now: float) -> float | None:
+    """What the provider says, else hours x price, from the request to the last word of a machine that is gone."""
+    if observation is not None and observation.usd is not None:
+        return observation.usd
+    price = hourly_usd(files.launch) if files.launch else None
+    if price is None or files.submission is None or not (files.submission.handle or files.container):
+        return None
+    container = files.container
+    over = container is not None and (container.ended or (observation is not None and observation.phase == "gone"))
+    start = min(files.submission.submitted_at, container.started_at) if container else files.submission.submitted_at
+    end = container.updated_at if container and over else now
+    return max(0.0, end - start) / 3600 * price

@@ -1,0 +1,126 @@
+"""Follows a job until it ends: a line per stage, a bar for the steps, and a stop when it is past its limits.
+
+state = watch(store, "job-1", backend, sys.stderr)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+from scripts.backends.base import Backend, Observation
+from scripts.errors import NotFound, Problem, ProviderError
+from scripts.job_folder import JobFiles, read_job
+from scripts.state import DOING, JobState, job_state, overdue
+from scripts.stop import stop_job
+from scripts.store import Store
+
+STEP_PERCENT = 10
+"Without a terminal, a line for every so many percent of the steps."
+
+
+def watch(
+    store: Store,
+    job_id: str,
+    backend: Backend,
+    out: TextIO,
+    *,
+    poll_seconds: float = 1.0,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> JobState:
+    """Returns the final state. Stops the job when it is past its deadline or its cap.
+
+    A store or provider that does not answer is asked again. Raises NotFound for an unknown job.
+    """
+    files, teller = read_job(store, job_id), _Teller(out)
+    if files.launch is None:
+        raise NotFound(Problem(f"job {job_id}", "no such job", "see what there is with `lorry jobs`"))
+    try:
+        while True:
+            try:
+                observation = _observed(backend, files)
+                files = read_job(store, job_id)
+                state = job_state(files, observation, now())
+                teller.tell(files, state)
+                if state.is_final:
+                    return state
+                _stop_when_overdue(store, backend, files, observation, now())
+            except ProviderError as error:
+                teller.line(f"no answer, asking again: {error}")
+            sleep(poll_seconds)
+    finally:
+        teller.close()
+
+
+def _observed(backend: Backend, files: JobFiles) -> Observation | None:
+    return backend.observe(files.submission.handle) if files.submission and files.submission.handle else None
+
+
+def _stop_when_overdue(
+    store: Store, backend: Backend, files: JobFiles, observation: Observation | None, now: float
+) -> None:
+    due = overdue(files, observation, now)
+    if due:
+        by, reason = due
+        stop_job(store, files.job_id, backend, by, reason, now)
+
+
+class _Teller:
+    """Says what is new: each sentence of a stage once, the steps as a bar or as a line every STEP_PERCENT."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._is_terminal = out, out.isatty()
+        self._said = ""
+        self._percent = 0
+        self._bar: tqdm | None = None
+
+    def tell(self, files: JobFiles, state: JobState) -> None:
+        stage = files.container.stage if files.container else None
+        if state.state != "running" or stage is None:
+            self.line(f"{state.state}: {state.sentence}")
+        elif stage != "training" or files.status is None:
+            self.line(DOING[stage])
+        elif self._is_terminal:
+            self._show_bar(files)
+        elif files.status.progress >= self._percent + STEP_PERCENT or self._said != DOING[stage]:
+            self._percent = files.status.progress // STEP_PERCENT * STEP_PERCENT
+            self._said = DOING[stage]
+            self._out.write(state.sentence + _left(state) + "\n")
+            self._out.flush()
+
+    def line(self, text: str) -> None:
+        if text == self._said:
+            return
+        self.close()
+        self._said = text
+        self._out.write(text + "\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_bar(self, files: JobFiles) -> None:
+        status = files.status
+        assert status is not None
+        if self._bar is None:
+            self._bar = tqdm(
+                total=status.total_steps, desc="training", unit="step", file=self._out, initial=status.step
+            )
+        self._bar.n = status.step
+        if status.training_loss is not None:
+            self._bar.set_postfix(loss=f"{status.training_loss:.3f}", refresh=False)
+        self._bar.refresh()
+        self._said = "training"
+
+
+def _left(state: JobState) -> str:
+    if state.eta_seconds is None:
+        return ""
+    minutes = state.eta_seconds / 60
+    return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"

@@ -1,0 +1,52 @@
+"""The container with the replay trainer and short timings.
+
+python -m tests.container.replay_container --store URL --job ID [--work DIR]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from scripts.container import run_container
+from scripts.errors import LorryError
+from scripts.machine import Machine, Run
+from scripts.settings import read_settings
+from scripts.store import FileStore, open_store
+from scripts.supervisor import Timing
+
+HERE = Path(__file__).parent
+
+
+def train(run: Run) -> list[str]:
+    return [sys.executable, str(HERE / "replay_trainer.py"), "--job", str(run.job), "--attempt", str(run.attempt)]
+
+
+def prove(run: Run) -> list[str]:
+    return [sys.executable, str(HERE / "replay_prover.py"), "--job", str(run.job)]
+
+
+def main() -> int:
+    words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    store, job_id = open_store(words["--store"]), words["--job"]
+    work = Path(words["--work"]) if "--work" in words else None
+    if isinstance(store, FileStore):
+        work = store.root / job_id
+    assert work is not None
+    script = store.read(f"{job_id}/replay.json")
+    assert script is not None
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "replay.json").write_bytes(script)
+    timing = Timing(**{"poll": 0.05, "heartbeat": 0.1, "contact": 0.3} | json.loads(script).get("timing", {}))
+    models = read_settings(os.environ, Path.cwd()).models
+    try:
+        return run_container(Machine(store, job_id, work, models, os.environ, timing, train, prove))
+    except LorryError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
