@@ -94,35 +94,38 @@ def _refuse_foreign(name: str, head: bytes) -> None:
         raise InputError(Problem(name, "UTF-16 or UTF-32 text", "save the file as UTF-8"))
     if text[:1] in (b"{", b"["):
         return
-    first = text.split(b"\n", 1)[0]
-    if any(first.count(mark) >= 1 for mark in (b",", b";", b"\t")) and b'":' not in first and b"\0" not in first:
+    first, second = [*text.split(b"\n", 2), b""][:2]
+    if name.lower().endswith((".csv", ".tsv")) or any(
+        0 < first.count(mark) == second.count(mark) for mark in (b",", b";", b"\t")
+    ):
         raise InputError(Problem(name, "a table (CSV)", _EXPORT))
     raise InputError(Problem(f"{name}:1:1", "not JSON", _EXPORT))
 
 
 def _is_lines(file: BinaryIO, start: int) -> bool:
-    """Whether the first two lines that hold anything look like one object each.
+    """Whether the first two lines that hold anything are one object each.
 
     A document written over several lines shows itself by a first line that is no whole object. A first line that is
-    merely broken is told from it by the second, which is whole.
+    merely broken is told from it by the second, which is whole or not there.
     """
     file.seek(start)
     stripped = (line.strip() for line in iter(lambda: file.readline(MAX_LINE), b""))
-    first, second = [*islice((line for line in stripped if line), 2), b"", b""][:2]
+    first, second = [*islice((line for line in stripped if line), 2), b""][:2]
     if _whole(first):
-        return bool(second) or not _holds_rows(first)
-    return _whole(second) or (not second and first.count(b"{") == 1 < first.count(b'"'))
+        return bool(second) or not _holds_pairs(first)
+    return _whole(second) or not second
 
 
 def _whole(line: bytes) -> bool:
     try:
-        return line.startswith(b"{") and isinstance(msgspec.json.decode(line, type=dict[str, Raw]), dict)
+        msgspec.json.decode(line, type=dict[str, Raw])
     except (ValueError, RecursionError):
         return False
+    return True
 
 
-def _holds_rows(line: bytes) -> bool:
-    """Whether an object alone in its file is a document (forms a, d, e) and not a row."""
+def _holds_pairs(line: bytes) -> bool:
+    """Whether an object alone in its file is a document of pairs (forms a, d, e) and not a row."""
     keys = msgspec.json.decode(line, type=dict[str, Raw])
     return "training_pairs" in keys or ("conversations" in keys and b'"training_pairs"' in line)
 

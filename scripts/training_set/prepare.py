@@ -64,7 +64,7 @@ class _Preparation:
     """One run: what it was given, and what is counted on the way."""
 
     source: Path
-    file: BufferedReader
+    file: BufferedReader[FileIO]
     folder: Path
     data: Data
     seed: int
