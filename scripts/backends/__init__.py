@@ -1,1 +1,26 @@
-"""Where a job can run: one file per backend, the same small protocol in each."""
+"""Where a job can run: one file per backend, all with the protocol of base.py.
+
+backend = open_backend("local", os.environ)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from recipes.recipe import BackendName
+from scripts.backends.base import Backend
+from scripts.errors import Problem, Refused
+
+LAUNCHABLE: tuple[BackendName, ...] = ("local",)
+
+
+def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
+    """The backend of that name; its SDK is imported here and nowhere else. Raises Refused where it cannot launch."""
+    if name == "local":
+        from scripts.backends.local import LocalBackend
+
+        return LocalBackend(environment)
+    launchable = ", ".join(LAUNCHABLE)
+    raise Refused(
+        Problem(f"backend {name}", "this version plans and renders for it but cannot launch on it", launchable)
+    )

@@ -1,0 +1,180 @@
+"""Commands on the way from a training set to an adapter."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from secrets import token_hex
+from typing import get_args
+
+from recipes.catalog import load_catalog
+from recipes.load import load_recipe
+from recipes.recipe import BackendName, Data
+from scripts.cli.command import Command, add_json, print_record
+from scripts.prepare_job import PreparedJob, check_set, prepare_job
+from scripts.settings import Settings
+
+_NOMINAL_JOB = "nominal-job"
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="conversations, in any supported form")
+    parser.add_argument("--recipe", metavar="RECIPE", help="counts with its model's tokenizer and keeps its limits")
+    parser.add_argument("--preview", action="store_true", help="show one example with the trained tokens marked")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep train.jsonl, valid.jsonl and report.json there")
+    add_json(parser)
+
+
+def _check(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.check import check
+    from scripts.tokenizer import find_tokenizer
+
+    recipe = load_recipe(arguments.recipe).recipe if arguments.recipe else None
+    tokenizer = find_tokenizer(recipe.base.id, settings.tokenizers) if recipe else None
+    data, seed = (recipe.data, recipe.training.seed) if recipe else (Data(), 1)
+    answer = check(
+        arguments.file,
+        data,
+        seed,
+        tokenizer,
+        out=arguments.out,
+        preview=arguments.preview,
+        as_json=arguments.json,
+        colour=sys.stdout.isatty(),
+    )
+    print(answer)
+    return 0
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--training-set", type=Path, metavar="FILE", help="without one, a nominal set is assumed")
+    add_json(parser)
+
+
+def _plan(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.plan import make_plan, plan_text
+
+    catalog = load_catalog()
+    loaded = load_recipe(arguments.recipe, catalog)
+    with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
+        report = check_set(loaded, arguments.training_set, settings, Path(folder)) if arguments.training_set else None
+    plan = make_plan(loaded, report, catalog)
+    if arguments.json:
+        print_record(plan)
+    else:
+        print(plan_text(plan, catalog), end="")
+    return 0
+
+
+def _render_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--backend", required=True, choices=get_args(BackendName))
+    parser.add_argument("--training-set", type=Path, metavar="FILE", help="without one, a nominal set is assumed")
+    add_json(parser)
+
+
+def _render(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.backends import LAUNCHABLE, open_backend
+    from scripts.plan import make_plan
+    from scripts.render import render
+
+    catalog = load_catalog()
+    loaded = load_recipe(arguments.recipe, catalog)
+    with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
+        report = check_set(loaded, arguments.training_set, settings, Path(folder)) if arguments.training_set else None
+    plan = make_plan(loaded, report, catalog)
+    store = settings.store if arguments.backend == "local" or settings.store.startswith("s3://") else "s3://bucket/jobs"
+    spec = render(
+        loaded, plan, report, catalog, job_id=_NOMINAL_JOB, backend=arguments.backend, store=store, commit=_commit()
+    )
+    shown: dict[str, object] = {"launch.json": spec.model_dump(mode="json")}
+    if arguments.backend in LAUNCHABLE:
+        shown["request"] = open_backend(arguments.backend, os.environ).request(spec)
+    print(json.dumps(shown, indent=2))
+    return 0
+
+
+def _launch_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--training-set", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--backend", choices=get_args(BackendName), help="default: where the plan is cheapest")
+    parser.add_argument("--job", metavar="ID", help="name the job; launching the same job twice starts it once")
+    add_json(parser)
+
+
+def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.backends import open_backend
+    from scripts.launch import launch
+    from scripts.store import open_store
+
+    with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
+        job = _prepared(arguments, settings, Path(folder))
+        backend = open_backend(job.spec.backend, os.environ)
+        submission = launch(open_store(settings.store), job.spec, job.plan, job.data, backend, time.time())
+    if arguments.json:
+        print_record(submission)
+    else:
+        print(f"launched  {job.spec.job_id}\nfollow it with `lorry watch {job.spec.job_id}`")
+    return 0
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.run import run
+
+    with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
+        job = _prepared(arguments, settings, Path(folder))
+        done = run(job, settings, os.environ, _say, sys.stderr, now=time.time)
+    if arguments.json:
+        print_record(done.manifest)
+    else:
+        print(done.summary)
+    return 0
+
+
+def _prepared(arguments: argparse.Namespace, settings: Settings, folder: Path) -> PreparedJob:
+    return prepare_job(
+        arguments.recipe,
+        arguments.training_set,
+        backend=arguments.backend,
+        settings=settings,
+        folder=folder,
+        job_id=arguments.job,
+        now=time.time(),
+        token=token_hex(2),
+        commit=_commit(),
+        say=_say,
+    )
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name such as smoke/zero3, or the path of a YAML file")
+
+
+def _say(stage: str, sentence: str) -> None:
+    print(f"{stage:<9} {sentence}", file=sys.stderr, flush=True)
+
+
+def _commit() -> str | None:
+    """The commit of this code, for the manifest; None where it is not a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+COMMANDS = (
+    Command("run", "check, plan, launch, watch, verify and store: all of it in one go", _launch_arguments, _run),
+    Command("check", "read a training set and say what a model would learn from it", _check_arguments, _check),
+    Command("plan", "say what fits where, how long it takes and what it costs", _plan_arguments, _plan),
+    Command("render", "print what a launch would ask of a backend", _render_arguments, _render),
+    Command("launch", "start a job and return", _launch_arguments, _launch),
+)

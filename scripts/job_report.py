@@ -1,0 +1,56 @@
+"""Gathers the files of a job and writes its report.html.
+
+url = write_report(store, "smoke-1", state)
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from recipes.job import File, Metric, Plan, TrainingSetReport
+from scripts.errors import NotFound, Problem
+from scripts.job_folder import read_job
+from scripts.report import ReportInput, report_html
+from scripts.state import JobState
+from scripts.store import Store
+
+
+def write_report(store: Store, job_id: str, state: JobState) -> str:
+    """Writes <job>/report.html from what the store holds now; returns its URL. Raises NotFound for an unknown job."""
+    files = read_job(store, job_id)
+    plan = _read(store, f"{job_id}/plan.json", Plan)
+    training_set = _read(store, f"{job_id}/data/report.json", TrainingSetReport)
+    if files.launch is None or plan is None or training_set is None:
+        raise NotFound(Problem(f"job {job_id}", "its launch, plan or data is missing", "see `lorry jobs`"))
+    page = report_html(
+        ReportInput(
+            launch=files.launch,
+            plan=plan,
+            training_set=training_set,
+            result=files.result,
+            proof=files.proof,
+            manifest=files.manifest,
+            metrics=_metrics(store.read(f"{job_id}/metrics.jsonl") or b""),
+            outcome=state.state,
+            sentence=state.sentence,
+            cost_usd=files.manifest.cost_usd if files.manifest else state.spent_usd,
+        )
+    )
+    store.write(f"{job_id}/report.html", page.encode())
+    return f"{store.url}/{job_id}/report.html"
+
+
+def _read(store: Store, key: str, model: type[File]) -> File | None:
+    data = store.read(key)
+    return None if data is None else model.model_validate_json(data)
+
+
+def _metrics(data: bytes) -> list[Metric]:
+    """The lines that are whole; a machine that died may have left half a line."""
+    metrics = []
+    for line in data.splitlines():
+        try:
+            metrics.append(Metric.model_validate_json(line))
+        except ValidationError:
+            continue
+    return metrics
