@@ -8,16 +8,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, get_args
 
-from recipes.catalog import Catalog, load_catalog
+from recipes.catalog import BaseModelFacts, Catalog, load_catalog
 from recipes.errors import InputError, Problem
-from recipes.recipe import Recipe
-from recipes.strict_yaml import read_yaml
-from recipes.validate import validated
+from recipes.recipe import MAX_TOKENS, Data, Recipe, TargetGroup
+from recipes.strict_yaml import Path, read_yaml
+from recipes.validate import place, validated
 
-FOLDER = Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,11 @@ def load_recipe(name: str, catalog: Catalog | None = None) -> LoadedRecipe:
     except OSError as error:
         raise InputError(Problem(shown, f"cannot be read ({error.strerror})", "a readable YAML file")) from None
     value, lines = read_yaml(text, shown)
-    recipe = validated(Recipe, value, shown, lines)
-    problems = catalog_problems(recipe, catalog or load_catalog(), shown)
+    problems = catalog_problems(value, catalog or load_catalog(), shown, lines)
+    try:
+        recipe = validated(Recipe, value, shown, lines)
+    except InputError as error:
+        raise InputError(*error.problems, *problems) from None
     if problems:
         raise InputError(*problems)
     label = path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else path.stem
@@ -58,44 +63,52 @@ def recipe_sha256(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def catalog_problems(recipe: Recipe, catalog: Catalog, shown: str) -> list[Problem]:
-    """What the recipe asks of the catalog and the catalog does not have."""
-    problems = []
-    model = catalog.models.get(recipe.base.id)
-    if model is None:
-        problems.append(
-            Problem(f"{shown}: base.id", f"unknown model '{recipe.base.id}'", _near(recipe.base.id, catalog.models))
-        )
-    else:
-        groups = catalog.families[model.family].groups
-        for target in recipe.adapter.targets:
-            if target not in groups:
-                problems.append(
-                    Problem(
-                        f"{shown}: adapter.targets",
-                        f"'{target}' matches nothing in {recipe.base.id}",
-                        f"it has {', '.join(groups)}",
-                    )
-                )
-        if recipe.data.max_tokens > model.context_tokens:
-            problems.append(
-                Problem(
-                    f"{shown}: data.max_tokens",
-                    f"{recipe.data.max_tokens}",
-                    f"{recipe.base.id} reads at most {model.context_tokens}",
-                )
-            )
-    gpu = recipe.hardware.gpu
-    if gpu is not None and gpu not in catalog.gpus:
-        problems.append(Problem(f"{shown}: hardware.gpu", f"unknown GPU '{gpu}'", _near(gpu, catalog.gpus)))
+def catalog_problems(value: Any, catalog: Catalog, shown: str, lines: Mapping[Path, int]) -> list[Problem]:
+    """What a recipe, as read from YAML, asks of the catalog and the catalog does not have.
+
+    It looks at the raw values, so that a recipe with other faults hears of these too; what is of the wrong type is
+    left to the schema.
+    """
+    problems: list[Problem] = []
+    name, gpu = _at(value, "base", "id"), _at(value, "hardware", "gpu")
+    model = catalog.models.get(name) if isinstance(name, str) else None
+    if model is not None:
+        problems += _problems_with(model, str(name), value, catalog, shown, lines)
+    elif isinstance(name, str):
+        where = place(shown, ("base", "id"), lines)
+        problems.append(Problem(where, f"unknown model '{name}'", _near(name, catalog.models)))
+    if isinstance(gpu, str) and gpu not in catalog.gpus:
+        where = place(shown, ("hardware", "gpu"), lines)
+        problems.append(Problem(where, f"unknown GPU '{gpu}'", _near(gpu, catalog.gpus)))
     return problems
 
 
-def _find(name: str) -> Path:
+def _problems_with(
+    model: BaseModelFacts, name: str, value: Any, catalog: Catalog, shown: str, lines: Mapping[Path, int]
+) -> Iterator[Problem]:
+    groups = catalog.families[model.family].groups
+    targets, tokens = _at(value, "adapter", "targets"), _at(value, "data", "max_tokens")
+    for target in targets if isinstance(targets, list) else ():
+        if target in get_args(TargetGroup) and target not in groups:
+            where = place(shown, ("adapter", "targets"), lines)
+            yield Problem(where, f"'{target}' matches nothing in {name}", f"it has {', '.join(groups)}")
+    tokens = Data().max_tokens if tokens is None else tokens
+    if type(tokens) is int and model.context_tokens < tokens <= MAX_TOKENS:
+        where = place(shown, ("data", "max_tokens"), lines)
+        yield Problem(where, str(tokens), f"{name} reads at most {model.context_tokens}")
+
+
+def _at(value: Any, section: str, key: str) -> Any:
+    """value[section][key] of what YAML gave; None where there is no such thing."""
+    inner = value.get(section) if isinstance(value, dict) else None
+    return inner.get(key) if isinstance(inner, dict) else None
+
+
+def _find(name: str) -> pathlib.Path:
     known = recipe_names()
     if name in known:
         return FOLDER / f"{name}.yaml"
-    path = Path(name)
+    path = pathlib.Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path.resolve() if path.resolve().is_relative_to(FOLDER) else path
     hint = "the path of a .yaml file, or one of: " + ", ".join(known)
@@ -103,7 +116,11 @@ def _find(name: str) -> Path:
     raise InputError(Problem("recipe", f"no recipe '{name}'", f"did you mean '{near[0]}'?" if near else hint))
 
 
-def _near(word: str, known: object) -> str:
-    names = sorted(known)  # type: ignore[call-overload]
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else "one of: " + ", ".join(names)
+def _near(word: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, without regard to case; all that begin alike where there are several."""
+    names = {name.lower(): name for name in sorted(known)}
+    alike = [name for lower, name in names.items() if lower.startswith(word.lower())]
+    if len(alike) > 1:
+        return "one of: " + ", ".join(alike)
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean '{names[near[0]]}'?" if near else "one of: " + ", ".join(names.values())

@@ -14,6 +14,9 @@ EngineName = Literal["zero3", "replica"]
 BackendName = Literal["local", "runpod_pod", "runpod_queue", "sagemaker", "ec2"]
 
 
+MAX_TOKENS = 262_144
+
+
 class Strict(BaseModel):
     """Base of everything people write: frozen, unknown keys refused, no coercion of text into numbers."""
 
@@ -49,7 +52,7 @@ class Data(Strict):
 
     validation_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
     "Share of the conversations held out; never fewer than one when more than zero."
-    max_tokens: Annotated[int, Field(ge=16, le=262_144)] = 4096
+    max_tokens: Annotated[int, Field(ge=16, le=MAX_TOKENS)] = 4096
     "The longest example in tokens. Nothing is ever truncated."
     too_long: Literal["refuse", "skip"] = "refuse"
     "What happens to an example over max_tokens: refuse the set, or leave that example out and count it."

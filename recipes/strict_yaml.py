@@ -49,6 +49,9 @@ def read_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
     return value, reader.lines
 
 
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 class _CoreLoader(yaml.SafeLoader):
     """SafeLoader with the scalar rules of YAML 1.2's core schema in place of YAML 1.1's."""
 
@@ -80,6 +83,8 @@ class _Reader:
         self._seen.add(id(node))
         if len(path) > MAX_DEPTH:
             return self._refuse(where, f"more than {MAX_DEPTH} levels deep", "a flatter file")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            return self._refuse(where, f"the tag {node.tag}", "plain values only")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):

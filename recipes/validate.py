@@ -30,8 +30,8 @@ _WANTED = {
     "string_pattern_mismatch": "text of the form {pattern}",
     "tuple_type": "a list",
     "list_type": "a list",
-    "too_short": "at least {min_length} entries",
-    "too_long": "at most {max_length} entries",
+    "too_short": "{min_length} or more entries",
+    "too_long": "{max_length} entries or fewer",
     "literal_error": "one of {expected}",
     "model_type": "a mapping of keys to values",
     "dict_type": "a mapping of keys to values",
@@ -43,14 +43,25 @@ def validated(model: type[Model], value: Any, name: str, lines: Mapping[Path, in
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise InputError(*(_problem(model, e, name, lines or {}) for e in error.errors())) from None
+        raise InputError(*(_problem(model, e, name, lines or {}) for e in _causes(error.errors()))) from None
+
+
+def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without follow-ups: pydantic also calls a list too short once it has thrown out a bad entry."""
+    inside = {error["loc"][:n] for error in errors for n in range(len(error["loc"]))}
+    return [error for error in errors if not (error["type"] == "too_short" and error["loc"] in inside)]
+
+
+def place(name: str, path: Path, lines: Mapping[Path, int]) -> str:
+    """`file:line: path.inside.it`, with the line of the nearest part of the path that the file has."""
+    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
+    dotted = ".".join(str(part) for part in path)
+    return ": ".join(part for part in (f"{name}:{line}" if line else name, dotted) if part)
 
 
 def _problem(model: type[BaseModel], error: ErrorDetails, name: str, lines: Mapping[Path, int]) -> Problem:
     path = tuple(error["loc"])
-    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
-    dotted = ".".join(str(part) for part in path)
-    where = ": ".join(part for part in (f"{name}:{line}" if line else name, dotted) if part)
+    where = place(name, path, lines)
     kind = error["type"]
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(path[-1]), _keys(model, path[:-1]), n=1, cutoff=0.5)
@@ -60,9 +71,12 @@ def _problem(model: type[BaseModel], error: ErrorDetails, name: str, lines: Mapp
         return Problem(where, "missing", "it is required")
     if kind == "value_error":  # our own validators say both halves, joined by "; "
         got, _, want = str(error["ctx"]["error"] if "ctx" in error else error["msg"]).partition("; ")
-        return Problem(where, got, want)
+        key, _, rest = got.partition(" ")  # they name the key at fault first
+        named = (*path, *key.split("."))
+        return Problem(place(name, named, lines), rest, want) if named in lines else Problem(where, got, want)
     wanted = _WANTED.get(kind, error["msg"])
-    return Problem(where, _shown(error["input"]), wanted.format(**error.get("ctx", {})) + _near(error))
+    bounds = {key: f"{bound:g}" if isinstance(bound, float) else bound for key, bound in error.get("ctx", {}).items()}
+    return Problem(where, _shown(error["input"]), wanted.format(**bounds) + _near(error))
 
 
 def _near(error: ErrorDetails) -> str:
@@ -98,5 +112,6 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """The value as YAML would write it, where Python's spelling differs."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -16,6 +16,10 @@ from scripts.plan.time import Times, times
 from scripts.plan.workload import Workload, workload_of
 
 
+PLANNED = 0.92
+"Share of a GPU's memory that a plan may fill: the estimate errs by a few percent, and running out costs a whole load."
+
+
 def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: Catalog) -> Plan:
     """What the recipe takes on every offer of the catalog, for the reported training set or a nominal one. Pure."""
     recipe = loaded.recipe
@@ -100,8 +104,8 @@ def _largest_batch(recipe: Recipe, work: Workload) -> Batch:
 def _does_not_fit(offer: Offer, recipe: Recipe, total: float, capacity: float) -> str:
     """What no recipe could change on this offer but a smaller batch."""
     train = recipe.training
-    if total > capacity:
-        return f"needs {total:.1f} GiB per GPU, has {capacity:g}"
+    if total > PLANNED * capacity:
+        return f"needs {total:.1f} GiB per GPU, may take {PLANNED * capacity:.1f} of {capacity:g}"
     if train.global_batch % (train.micro_batch * offer.gpus * recipe.hardware.nodes):
         return f"batch {train.global_batch} does not divide over {offer.gpus} GPUs x {train.micro_batch}"
     if recipe.hardware.nodes > 1:
@@ -113,11 +117,11 @@ def _not_allowed(offer: Offer, recipe: Recipe) -> str:
     """What the recipe's hardware section rules out."""
     hardware = recipe.hardware
     if offer.backend not in hardware.backends:
-        return f"the recipe allows {', '.join(hardware.backends)} only"
+        return "its backend is not in hardware.backends"
     if hardware.gpu not in (None, offer.gpu):
-        return f"the recipe insists on {hardware.gpu}"
+        return f"the recipe insists on GPU {hardware.gpu}"
     if hardware.gpus not in (None, offer.gpus):
-        return f"the recipe insists on {hardware.gpus} GPUs"
+        return f"the recipe insists on hardware.gpus {hardware.gpus}"
     return ""
 
 

@@ -9,7 +9,6 @@ from scripts.plan.workload import NOMINAL_CONVERSATIONS, Workload
 
 HIGH_RATE = 1e-3
 FEW_STEPS = 10
-TIGHT = 0.92
 SLOW_BUS_GB_PER_SECOND = 100
 
 
@@ -75,6 +74,8 @@ def _about_the_settings(recipe: Recipe, model: BaseModelFacts, work: Workload, p
         )
     if model.shape.linear_attention and model.staged:
         notes.append("Times assume the fast linear-attention kernels; without them a step takes several times longer.")
+    if recipe.hardware.engine == "replica":
+        notes.append("The trainer has no replica engine: this plan is for comparison, a launch would end at its start.")
     return notes
 
 
@@ -82,11 +83,6 @@ def _about_the_choice(recipe: Recipe, chosen: OfferPlan, catalog: Catalog) -> li
     notes = []
     offer = catalog.offers[chosen.offer]
     gpu = catalog.gpus[offer.gpu]
-    if chosen.total_gib > TIGHT * chosen.capacity_gib:
-        notes.append(
-            f"Memory is tight: {chosen.total_gib:.1f} of {chosen.capacity_gib:g} GiB. Should it run out, lower "
-            "data.max_tokens or training.micro_batch."
-        )
     slow = gpu.bus_gb_per_second < SLOW_BUS_GB_PER_SECOND and gpu.device == "cuda"
     if recipe.hardware.engine == "zero3" and offer.gpus > 1 and slow:
         notes.append(

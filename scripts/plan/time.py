@@ -32,6 +32,8 @@ class Guess:
     "Whether gathering overlaps with computing."
     padding: float
     "How far the padded length of a batch goes from the mean towards the longest example."
+    launching: float
+    "Factor on the fixed cost per layer: Python, kernel launches and DeepSpeed's hooks vary most of all."
     start: float
     "Factor on the offer's start_minutes."
     read: float
@@ -39,9 +41,9 @@ class Guess:
 
 
 GUESSES: dict[Case, Guess] = {
-    "low": Guess(0.5, 2.0, True, 0.0, 0.5, 0.75),
-    "likely": Guess(0.35, 2.33, False, 0.5, 1.0, 1.0),
-    "high": Guess(0.15, 3.0, False, 1.0, 2.5, 1.5),
+    "low": Guess(0.5, 2.0, True, 0.0, 0.5, 0.5, 0.75),
+    "likely": Guess(0.35, 2.33, False, 0.5, 1.0, 1.0, 1.0),
+    "high": Guess(0.15, 3.0, False, 1.0, 4.0, 2.5, 1.5),
 }
 "2.33 gathers: counted on a tiny model with checkpointing on two ranks."
 
@@ -127,7 +129,7 @@ def micro_step_seconds(
         gather = guess.gathers * crossing / (gpu.bus_gb_per_second * 1e9)
     memory = _moved_bytes(shape, trained, storage, guess) / (gpu.hbm_gb_per_second * 1e9)
     busy = max(compute, gather) if guess.hidden else compute + gather
-    return busy + memory + shape.layers * gpu.layer_seconds
+    return busy + memory + shape.layers * gpu.layer_seconds * guess.launching
 
 
 def padded(work: Workload, batch: int, share: float) -> float:
