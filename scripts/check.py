@@ -17,7 +17,7 @@ from recipes.job import TrainingSetReport
 from recipes.recipe import Data
 from scripts.tokenizer import ChatTokenizer
 from scripts.training_set import prepare
-from scripts.training_set.notes import named_lines
+from scripts.training_set.notes import counted, named_lines
 
 Pieces = list[tuple[str, bool]]
 "The conversation as (text, is trained)."
@@ -63,9 +63,9 @@ def report_text(report: TrainingSetReport) -> str:
         ("duplicates", str(report.duplicates or "none")),
         (
             "learned from",
-            f"{_examples(report.train_examples)}, {about}{tokens.train} tokens ({tokens.trained} trained)",
+            f"{counted(report.train_examples, 'example')}, {about}{tokens.train} tokens ({tokens.trained} trained)",
         ),
-        ("held out", f"{_examples(report.valid_examples)}, {about}{tokens.valid} tokens, to measure with"),
+        ("held out", f"{counted(report.valid_examples, 'example')}, {about}{tokens.valid} tokens, to measure with"),
         ("longest", f"{about}{tokens.longest} tokens ({tokens.longest_id}); nothing is cut short"),
         ("counted by", f"the tokenizer of {tokens.tokenizer}" if tokens.exact else tokens.tokenizer),
     ]
@@ -110,10 +110,6 @@ def _outline(messages: Sequence[dict[str, Any]]) -> Pieces:
         trained = bool(message.get("trained"))
         pieces += [(f"{message['role']}: ", False), ((message["content"] + calls).strip(), trained), ("\n", False)]
     return pieces
-
-
-def _examples(count: int) -> str:
-    return f"{count} example{'' if count == 1 else 's'}"
 
 
 def _size(count: int) -> str:

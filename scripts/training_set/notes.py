@@ -11,11 +11,11 @@ from scripts.training_set.findings import Findings
 
 SMALL_SET = 20  # examples; below it a run mostly learns to repeat them
 SENTENCES = {
-    convert.DOUBLED: "The history already held the current question {count} times; it is used once.",
-    convert.ROLELESS: "{count} histories do not say who spoke ({lines}); only question and answer of these are used.",
-    convert.EMPTY_ANSWER: "{count} answers are empty ({lines}); they stay as context and are not trained.",
-    convert.CUT: "{count} conversations go on after their last answer; what follows it is left out.",
-    convert.OPENING: "{count} conversations open with an answer before any question; it is not trained.",
+    convert.DOUBLED: "Where the history ended with the current question again, it is used once ({places}).",
+    convert.ROLELESS: "Where the history does not say who spoke, only question and answer are used ({places}).",
+    convert.EMPTY_ANSWER: "Empty answers stay as context and are not trained ({places}).",
+    convert.CUT: "What follows the last answer of a conversation is left out ({places}).",
+    convert.OPENING: "An answer before any question is not trained ({places}).",
 }
 
 
@@ -25,32 +25,35 @@ def notes(
     """The sentences of the report, most important first."""
     said = []
     if report.train_examples < SMALL_SET:
-        said.append(
-            f"A very small set: {report.train_examples} examples to learn from. Expect it to be repeated, not learned."
-        )
+        said.append(f"A very small set: {counted(report.train_examples, 'example')} to learn from. Expect little.")
     if data.validation_fraction > 0 and report.valid_examples == 0:
         said.append(
-            "No conversation is held out: there is only one, or all contain each other. Overfitting will not show."
+            "Nothing is held out: there is one conversation, or all contain each other. Overfitting stays unseen."
         )
     elif report.valid_examples == 1:
-        said.append("Only one example is held out: take the validation loss with a grain of salt.")
+        said.append("Only one example is held out: its loss says little about new questions.")
     for total in header:
         if total not in (report.rows, report.usable_rows):
             said.append(f"The header announces {total} pairs, the file holds {report.rows}: was it cut?")
     for kind, sentence in SENTENCES.items():
         count, lines = findings.noted(kind)
         if count:
-            said.append(sentence.format(count=count, lines=named_lines(lines, count)))
+            said.append(sentence.format(places=named_lines(lines, count)))
     if report.per_pair:
         said.append(
-            f"{report.per_pair} conversations are trained as one example per answer, each with its history: one for "
-            "all would change the text that an answer follows."
+            f"Trained as one example per answer, each with its history: {counted(report.per_pair, 'conversation')}. "
+            "As one example, an answer would follow another text."
         )
     if one_system_prompt:
         said.append("Every example has the same system prompt: use it word for word when you call the adapter.")
     if not report.tokens.exact:
         said.append("Tokens are estimated, since the model's tokenizer is not on this machine.")
     return tuple(said)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 example`, `2 examples`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def named_lines(lines: Sequence[int], count: int) -> str:

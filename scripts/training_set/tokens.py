@@ -13,6 +13,7 @@ from scripts.training_set.findings import Unusable
 from scripts.training_set.merge import Example
 
 PER_WORD = 1.35  # English prose with the tokenizers of the models in recipes/models.yaml
+JSON_BYTES = 3.5  # per token: brackets and quotes are tokens of their own
 PER_MESSAGE = 4  # start, role, line break, end
 
 
@@ -35,7 +36,7 @@ class Counter:
     def count(self, example: Example) -> Count:
         """Raises Unusable where the chat template cannot tell what is trained."""
         if self.tokenizer is None:
-            return _estimate(example.messages)
+            return _estimate(example)
         tokenizer, tools = self.tokenizer, example.tools
 
         def render(messages: Sequence[Message], generation: bool) -> str:
@@ -55,13 +56,14 @@ def _keeps_earlier_turns(tokenizer: ChatTokenizer) -> bool:
         return False
 
 
-def _estimate(messages: Sequence[Message]) -> Count:
-    tokens = trained = 0.0
-    for message in messages:
-        text = message["content"]
-        if "tool_calls" in message:
-            text += " " + msgspec.json.encode(message["tool_calls"]).decode()
-        words = PER_WORD * len(text.split())
-        tokens += words + PER_MESSAGE
-        trained += words + 1 if message.get("trained") else 0  # and the end of the turn
+def _estimate(example: Example) -> Count:
+    tokens, trained = _of_json(example.tools), 0.0
+    for message in example.messages:
+        text = PER_WORD * len(message["content"].split()) + _of_json(message.get("tool_calls"))
+        tokens += text + PER_MESSAGE
+        trained += text + 1 if message.get("trained") else 0  # and the end of the turn
     return Count(round(tokens), round(trained))
+
+
+def _of_json(value: object) -> float:
+    return len(msgspec.json.encode(value)) / JSON_BYTES if value else 0.0
