@@ -37,10 +37,15 @@ class Job:
     store: Store
     folder: Path
     "Where its container works."
-    backend: LocalBackend
+    environment: dict[str, str]
     spec: LaunchSpec
     data: Path
+    module: str = MODULE
     submissions: list[Submission] = field(default_factory=list)
+
+    @property
+    def backend(self) -> LocalBackend:
+        return LocalBackend(self.environment, self.module)
 
     def launch(self) -> Submission:
         self.submissions.append(launch(self.store, self.spec, None, self.data, self.backend, time.time()))
@@ -108,14 +113,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_job(tmp_path: Path, models: Path) -> Callable[..., Job]:
-    """make_job("name", deadline_seconds=600, store=None, module=MODULE, **replay): a job, not launched yet."""
+    """make_job("name", deadline_seconds=600, store=None, folder=None, **replay): a job, not launched yet."""
 
     def make(
         name: str = "job-1",
         deadline_seconds: int = 600,
         store: Store | None = None,
         folder: Path | None = None,
-        module: str = MODULE,
         **replay: Any,
     ) -> Job:
         store = store or open_store((tmp_path / "store").as_uri())
@@ -127,7 +131,7 @@ def make_job(tmp_path: Path, models: Path) -> Callable[..., Job]:
         store.write(f"{name}/replay.json", json.dumps(script).encode())
         environment = {**os.environ, "LORRY_MODELS": str(models), "HOME": str(tmp_path)}
         spec = spec_of(name, store.url, deadline_seconds, int(script["steps"]))
-        return Job(store, folder or tmp_path / "store" / name, LocalBackend(environment, module), spec, data)
+        return Job(store, folder or tmp_path / "store" / name, environment, spec, data)
 
     return make
 

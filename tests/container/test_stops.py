@@ -1,0 +1,134 @@
+"""What ends a job from outside, and what is left of it: the user, the deadline, the machine, kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from scripts.errors import NotFound
+from scripts.job_folder import JobFiles
+from scripts.job_lock import lock_owner
+from scripts.stop import stop_job
+from tests.container.conftest import Job
+
+MakeJob = Callable[..., Job]
+SLOW = {"steps": 400, "step_seconds": 0.05, "checkpoint_steps": 100}
+
+
+def checkpoints(job: Job) -> list[str]:
+    return sorted(path.parent.name for path in job.folder.glob("checkpoints/*/COMPLETE"))
+
+
+def test_a_stop_by_the_user_saves_a_checkpoint_and_ends_as_cancelled(make_job: MakeJob) -> None:
+    job = make_job(**SLOW)
+    job.launch()
+    job.reach(2)
+    stop_job(job.store, "job-1", job.backend, "user", "wrong recipe", time.time())
+    files = job.finish()
+    assert files.container is not None
+    assert (files.container.ended, files.container.cause) == ("cancelled", "cancelled")
+    assert "wrong recipe" in files.container.sentence
+    assert len(checkpoints(job)) == 1
+    assert not job.processes()
+
+
+def test_a_stop_written_by_somebody_elsewhere_is_seen(make_job: MakeJob) -> None:
+    job = make_job(**SLOW)
+    job.launch()
+    job.reach(1)
+    job.store.create("job-1/stop.json", b'{"by": "reaper", "reason": "overdue", "at": 1.0}')
+    files = job.finish()
+    assert files.container is not None
+    assert (files.container.ended, files.container.cause) == ("failed", "cancelled")
+    assert "it was stopped (reaper): overdue" in files.container.sentence
+
+
+def test_the_first_stop_wins_and_a_job_that_has_ended_is_not_stopped(make_job: MakeJob) -> None:
+    job = make_job(**SLOW)
+    with pytest.raises(NotFound, match="job job-1: no such job"):
+        stop_job(job.store, "job-1", job.backend, "user", "first", 1.0)
+    job.launch()
+    first = stop_job(job.store, "job-1", job.backend, "user", "first", 1.0)
+    second = stop_job(job.store, "job-1", job.backend, "cap", "second", 2.0)
+    assert first == second
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "cancelled"
+    assert stop_job(job.store, "job-1", job.backend, "user", "too late", 3.0) is None
+
+
+def test_a_job_stopped_before_its_launch_gets_no_machine(make_job: MakeJob) -> None:
+    job = make_job()
+    job.store.create("job-1/stop.json", b'{"by": "user", "reason": "never mind", "at": 1.0}')
+    assert job.launch().handle == {}
+    assert job.starts() == 0
+
+
+def test_a_trainer_that_ignores_the_stop_is_killed_after_the_grace(make_job: MakeJob) -> None:
+    job = make_job(timing={"grace": 0.3}, faults={"1": ["deaf", 2]}, **SLOW)
+    job.launch()
+    job.reach(2)
+    asked = time.monotonic()
+    stop_job(job.store, "job-1", job.backend, "user", "", time.time())
+    files = job.finish()
+    assert time.monotonic() - asked < 10
+    assert files.container is not None
+    assert files.container.ended == "cancelled"
+    assert not job.processes()
+
+
+def test_the_deadline_counts_from_the_first_start(make_job: MakeJob) -> None:
+    job = make_job(deadline_seconds=3, **SLOW)
+    began = time.monotonic()
+    job.launch()
+    job.reach(1)
+    job.kill_container()
+    job.wait(job.is_gone)
+    job.launch()
+    files = job.finish()
+    assert 3 <= time.monotonic() - began < 12
+    assert files.container is not None
+    assert (files.container.ended, files.container.cause) == ("failed", "deadline")
+    assert len(files.container.attempts) == 2
+    assert checkpoints(job)
+
+
+def test_a_machine_that_is_told_to_end_leaves_a_job_that_goes_on_elsewhere(make_job: MakeJob) -> None:
+    job = make_job(steps=60, step_seconds=0.02, checkpoint_steps=50)
+    job.launch()
+    job.reach(3)
+    owner = lock_owner(job.folder)
+    assert owner is not None
+    os.kill(owner.pid, signal.SIGTERM)
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended is None
+    assert "started again, it goes on" in job.log()
+    saved = checkpoints(job)
+    assert len(saved) == 1
+    job.launch()
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "completed", job.log()
+    assert files.container.attempts[1].resumed_from == saved[0]
+
+
+def test_kill_9_of_the_container_leaves_no_trainer_and_the_next_start_goes_on(make_job: MakeJob) -> None:
+    job = make_job(steps=60, step_seconds=0.02, checkpoint_steps=5)
+    job.launch()
+    job.reach(7)
+    job.kill_container()
+    job.wait(job.is_gone)
+    job.launch()
+    files: JobFiles = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "completed", job.log()
+    first, second = files.container.attempts
+    assert first.exit_code is None
+    assert second.resumed_from is not None
+    assert not (job.folder / "violations").exists()
+    assert not job.processes()
