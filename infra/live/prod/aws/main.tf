@@ -1,0 +1,46 @@
+terraform {
+  required_version = ">= 1.11, < 2.0"
+
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 5.100, < 7.0"
+    }
+  }
+
+  # bucket and region come with init: -backend-config="bucket=..." -backend-config="region=..."
+  backend "s3" {
+    key          = "prod/aws.tfstate"
+    use_lockfile = true
+    encrypt      = true
+  }
+}
+
+provider "aws" {
+  region = var.region
+}
+
+module "room" {
+  source = "../../../stacks/aws"
+
+  prefix             = "lorry-prod"
+  region             = var.region
+  tags               = { environment = "prod" }
+  bucket_name        = var.bucket_name
+  gateway_principals = var.gateway_principals
+  reader_principals  = var.reader_principals
+  github             = merge(var.github, { subjects = ["environment:prod"] })
+  network            = var.network
+  trainer_digest     = var.trainer_digest
+  budget             = var.budget
+
+  retention     = { checkpoint_days = 14, deleted_days = 30 }
+  force_destroy = false
+  ec2           = { instance_types = ["p5.48xlarge", "p5en.48xlarge"], ami_id = var.ami_id, max_hours = 72, reservation_id = var.reservation.id, capacity_block = var.reservation.capacity_block }
+  sagemaker     = { instance_types = ["ml.p5.48xlarge", "ml.p5en.48xlarge"], max_run_hours = 72, create_log_group = true }
+}
+
+output "room" {
+  description = "Everything the verbs need to know; the table in infra/README.md names each field."
+  value       = module.room
+}

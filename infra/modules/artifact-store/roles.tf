@@ -1,0 +1,106 @@
+# Layout of the bucket: clients/<client>/jobs/<job>/..., models/..., machines/<role id>:<instance id>/launch.json
+locals {
+  _bucket  = aws_s3_bucket.this.arn
+  _jobs    = "${local._bucket}/clients/*/jobs/*"
+  _models  = "${local._bucket}/models/*"
+  _read    = ["s3:GetObject", "s3:GetObjectTagging"]
+  _write   = ["s3:PutObject", "s3:PutObjectTagging", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+  _decrypt = ["kms:Decrypt"]
+  _encrypt = ["kms:Decrypt", "kms:GenerateDataKey"]
+  _via_s3  = { StringEquals = { "kms:ViaService" = "s3.${var.region}.amazonaws.com" } }
+
+  # What a job may do, for any place that names one job or all of them.
+  _trainer = { for place, job in { role = "clients/*/jobs/*", session = "JOB_PREFIX" } : place => {
+    Version = "2012-10-17"
+    Statement = [
+      { Sid = "Work", Effect = "Allow", Action = concat(local._read, local._write), Resource = "${local._bucket}/${job}/*" },
+      { Sid = "Prune", Effect = "Allow", Action = "s3:DeleteObject", Resource = "${local._bucket}/${job}/checkpoints/*" },
+      { Sid = "Models", Effect = "Allow", Action = local._read, Resource = local._models },
+      { Sid = "List", Effect = "Allow", Action = "s3:ListBucket", Resource = local._bucket, Condition = { StringLike = { "s3:prefix" = ["${job}/*", "models/*"] } } },
+      { Sid = "Key", Effect = "Allow", Action = local._encrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
+    ]
+  } }
+}
+
+locals {
+  _trust = { for role, principals in { gateway = var.gateway_principals, reader = var.reader_principals } : role => {
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = "sts:AssumeRole", Principal = { AWS = principals } }]
+  } }
+}
+
+resource "aws_iam_policy" "trainer" {
+  name        = "${var.prefix}-trainer"
+  description = "What a training job does in the artifact store; a session policy narrows it to one job"
+  policy      = jsonencode(local._trainer.role)
+  tags        = local._tags
+}
+
+resource "aws_iam_role" "gateway" {
+  name               = "${var.prefix}-gateway"
+  description        = "The front door: every client's jobs"
+  assume_role_policy = jsonencode(local._trust.gateway)
+  tags               = local._tags
+}
+
+resource "aws_iam_role" "trainer" {
+  name                 = "${var.prefix}-trainer"
+  description          = "One training job: always taken with the session policy of its prefix"
+  max_session_duration = 12 * 3600
+  tags                 = local._tags
+
+  assume_role_policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect    = "Allow"
+      Action    = "sts:AssumeRole"
+      Principal = { AWS = concat(var.gateway_principals, [aws_iam_role.gateway.arn]) }
+    }]
+  })
+}
+
+resource "aws_iam_role" "reader" {
+  count = length(var.reader_principals) > 0 ? 1 : 0
+
+  name               = "${var.prefix}-reader"
+  description        = "Fetches finished adapters"
+  assume_role_policy = jsonencode(local._trust.reader)
+  tags               = local._tags
+}
+
+resource "aws_iam_role_policy_attachment" "trainer" {
+  role       = aws_iam_role.trainer.name
+  policy_arn = aws_iam_policy.trainer.arn
+}
+
+resource "aws_iam_role_policy" "gateway" {
+  name = "store"
+  role = aws_iam_role.gateway.id
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      { Sid = "Clients", Effect = "Allow", Action = concat(local._read, local._write, ["s3:DeleteObject", "s3:DeleteObjectVersion"]), Resource = "${local._bucket}/clients/*" },
+      { Sid = "Launch", Effect = "Allow", Action = ["s3:PutObject", "s3:DeleteObject"], Resource = "${local._bucket}/machines/*" },
+      { Sid = "Models", Effect = "Allow", Action = local._read, Resource = local._models },
+      { Sid = "List", Effect = "Allow", Action = ["s3:ListBucket", "s3:ListBucketVersions"], Resource = local._bucket, Condition = { StringLike = { "s3:prefix" = ["clients/*", "models/*"] } } },
+      { Sid = "Key", Effect = "Allow", Action = local._encrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
+      { Sid = "HandOutJobs", Effect = "Allow", Action = "sts:AssumeRole", Resource = aws_iam_role.trainer.arn },
+    ]
+  })
+}
+
+resource "aws_iam_role_policy" "reader" {
+  count = length(var.reader_principals) > 0 ? 1 : 0
+
+  name = "adapters"
+  role = aws_iam_role.reader[0].id
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      { Sid = "Adapters", Effect = "Allow", Action = "s3:GetObject", Resource = ["${local._jobs}/adapter/*", "${local._jobs}/manifest.json"] },
+      { Sid = "Key", Effect = "Allow", Action = local._decrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
+    ]
+  })
+}
