@@ -13,9 +13,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports deepspeed
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec, Metric, Result, read_record, write_record
@@ -206,3 +209,19 @@ def reference(smoke_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Jo
     log = train(job, smoke_model)
     assert job.result.outcome == "completed", log[-3000:]
     return job
+
+
+@pytest.fixture(scope="session")
+def jobs() -> SimpleNamespace:
+    """The helpers above, for tests."""
+    return SimpleNamespace(
+        conversations=conversations,
+        make=make_job,
+        changed=changed,
+        start=start,
+        finish=finish,
+        train=train,
+        workers=workers,
+        wait_for_step=wait_for_step,
+        tensors=adapter_tensors,
+    )
