@@ -24,7 +24,7 @@ PART_BYTES = 8 * MIB
 _MOST_PARTS = 10_000
 _LARGEST_PART = 500_000_000  # Runpod's S3 API; AWS allows 5 GiB
 _SENDERS = 4  # parts in memory at once: 4 x 8 MiB for files up to 80 GB
-_CANNOT_LIST = {"NotImplemented", "501", "MethodNotAllowed", "AccessDenied"}
+_CANNOT_TELL = {"NotImplemented", "501", "MethodNotAllowed", "AccessDenied", "NoSuchUpload"}
 
 
 def part_bytes_of(size: int) -> int:
@@ -60,8 +60,7 @@ def upload_in_parts(client: Any, at: dict[str, str], path: Path, progress: Progr
     """
     size = path.stat().st_size
     part_bytes = part_bytes_of(size)
-    upload_id = _unfinished_upload(client, at)
-    there = _parts_of(client, at, upload_id) if upload_id else {}
+    upload_id, there = _unfinished_upload(client, at)
     if upload_id is None:
         upload_id = client.create_multipart_upload(**at, ChecksumAlgorithm="SHA256")["UploadId"]
 
@@ -98,22 +97,24 @@ def _sent_part(
     return {"PartNumber": number, "ETag": etag, "ChecksumSHA256": checksum}
 
 
-def _unfinished_upload(client: Any, at: dict[str, str]) -> str | None:
-    """The newest unfinished upload of exactly this key with SHA-256 parts, where the store can tell."""
-    uploads = []
+def _unfinished_upload(client: Any, at: dict[str, str]) -> tuple[str | None, dict[int, dict[str, Any]]]:
+    """The newest unfinished upload of exactly this key with SHA-256 parts, and its parts by number.
+
+    None where there is none or the store does not tell: going on is a saving, not a need.
+    """
     try:
-        for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=at["Bucket"], Prefix=at["Key"]):
-            uploads += [u for u in page.get("Uploads", ()) if u["Key"] == at["Key"]]
+        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=at["Bucket"], Prefix=at["Key"])
+        uploads = [upload for page in pages for upload in page.get("Uploads", ()) if upload["Key"] == at["Key"]]
+        usable = [upload for upload in uploads if upload.get("ChecksumAlgorithm", "SHA256") == "SHA256"]
+        if not usable:
+            return None, {}
+        newest = max(usable, key=lambda upload: upload["Initiated"])["UploadId"]
+        pages = client.get_paginator("list_parts").paginate(**at, UploadId=newest)
+        return newest, {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
     except ClientError as error:
-        if error.response["Error"]["Code"] not in _CANNOT_LIST:
+        if error.response["Error"]["Code"] not in _CANNOT_TELL:
             raise
-    usable = [u for u in uploads if u.get("ChecksumAlgorithm", "SHA256") == "SHA256"]
-    return max(usable, key=lambda u: u["Initiated"])["UploadId"] if usable else None
-
-
-def _parts_of(client: Any, at: dict[str, str], upload_id: str) -> dict[int, dict[str, Any]]:
-    pages = client.get_paginator("list_parts").paginate(**at, UploadId=upload_id)
-    return {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
+        return None, {}
 
 
 def _is_part(known: dict[str, Any], sha256: str, data: bytes) -> bool:

@@ -61,6 +61,7 @@ class Wire:
         return [request.part for request in self.stored if request.part]
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        hold = self.hold  # as it was when the request began: its sender may be dead by the time it is read
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length)
         part = int(parse_qs(environ["QUERY_STRING"]).get("partNumber", ["0"])[0])
@@ -69,7 +70,7 @@ class Wire:
         if len(body) != length:  # the client died while it was sending: S3 drops such a request
             start_response("400 Bad Request", [("Content-Length", "0")])
             return []
-        self.hold(request)
+        hold(request)
         environ["wsgi.input"] = BytesIO(self.on_body(request, body))
         answer: list[Any] = []
 

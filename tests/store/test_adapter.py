@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -120,8 +121,6 @@ def test_no_manifest_is_no_adapter(job: Any) -> None:
 
 def _vouch_for(job: Any, name: str, data: bytes) -> None:
     """Lets the records name the file as if the trainer had written it, so that only its content can be refused."""
-    import hashlib
-
     (job.adapter / name).write_bytes(data)
     hashes = job.result.adapter_sha256 | {name: hashlib.sha256(data).hexdigest()}
     result = job.result.model_copy(update={"adapter_sha256": hashes})

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from scripts.errors import InputError, LorryError, NotFound, ProviderError, VerificationFailed
-from scripts.store import Store, open_store
+from scripts.store import Store, open_store, sha256_of
 from scripts.store_multipart import part_bytes_of
 
 MIB = 1024 * 1024
@@ -120,12 +121,24 @@ def test_damage_at_rest_is_caught_by_the_hash(s3: Any, s3_store: Store, tmp_path
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(9 * MIB))
     s3_store.put_file(path, "job-1/file.bin")
-    from scripts.store import sha256_of
-
     s3.put_object(Bucket=s3_store.url.split("/")[2], Key="jobs/job-1/file.bin", Body=_flip(path.read_bytes()))
     assert not s3_store.holds("job-1/file.bin", path)
     with pytest.raises(VerificationFailed, match="as expected"):
         s3_store.get_file("job-1/file.bin", tmp_path / "back.bin", sha256=sha256_of(path))
+
+
+def test_a_store_that_cannot_list_uploads_still_takes_large_files(
+    wire: Any, s3_store: Store, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moto = wire.app
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        lists_uploads = environ["REQUEST_METHOD"] == "GET" and "uploads" in environ["QUERY_STRING"]
+        return (_answer("NotImplemented", "501 Not Implemented") if lists_uploads else moto)(environ, start_response)
+
+    monkeypatch.setattr(wire, "app", app)
+    s3_store.put_file(large, "job-1/large.bin")
+    assert s3_store.holds("job-1/large.bin", large)
 
 
 def test_an_object_of_another_tool_is_compared_by_reading_it(s3: Any, s3_store: Store, large: Path) -> None:
@@ -221,8 +234,6 @@ def test_no_network_and_no_credentials_become_sentences(wire: Any, monkeypatch: 
         open_store("s3://bucket/jobs").read("a/b")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    import boto3
-
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     with pytest.raises(ProviderError, match="no credentials; set AWS_ACCESS_KEY_ID"):
         open_store("s3://bucket/jobs").read("a/b")
