@@ -10,6 +10,7 @@ import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from recipes.catalog import load_catalog
 from scripts.errors import InputError, NotFound, Problem, ProviderError
@@ -66,12 +67,12 @@ def require_right_model(folder: Path, model: str) -> None:
     path = folder / CONFIG
     wanted = load_catalog().family_of(model).model_type
     try:
-        config = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_CONFIG_BYTES else None
-        types = {config["model_type"], (config.get("text_config") or {}).get("model_type")}
+        config: Any = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_CONFIG_BYTES else None
+        types = [config["model_type"], (config.get("text_config") or {}).get("model_type")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(Problem(str(path), "not the configuration of a model", "the model's own files")) from None
     if wanted not in types:
-        said = f"model_type is {config['model_type']!r}"
+        said = f"model_type is {str(types[0])[:60]!r}"
         raise InputError(Problem(str(path), said, f"the files of {model}, whose model_type is '{wanted}'"))
 
 
