@@ -15,7 +15,6 @@ from scripts.plan.parameters import Matrix, targeted
 from scripts.plan.time import Times, times
 from scripts.plan.workload import Workload, workload_of
 
-
 PLANNED = 0.92
 "Share of a GPU's memory that a plan may fill: the estimate errs by a few percent, and running out costs a whole load."
 
@@ -105,7 +104,7 @@ def _does_not_fit(offer: Offer, recipe: Recipe, total: float, capacity: float) -
     """What no recipe could change on this offer but a smaller batch."""
     train = recipe.training
     if total > PLANNED * capacity:
-        return f"needs {total:.1f} GiB per GPU, may take {PLANNED * capacity:.1f} of {capacity:g}"
+        return f"needs {total:.1f} GiB a GPU, may take {PLANNED * capacity:.1f} of {capacity:g}"
     if train.global_batch % (train.micro_batch * offer.gpus * recipe.hardware.nodes):
         return f"batch {train.global_batch} does not divide over {offer.gpus} GPUs x {train.micro_batch}"
     if recipe.hardware.nodes > 1:

@@ -39,10 +39,10 @@ def _head(plan: Plan) -> str:
 
 def _chosen(offer: OfferPlan, catalog: Catalog) -> str:
     facts = catalog.offers[offer.offer]
-    name = f"Chosen: {offer.offer}, {facts.gpus} x {facts.gpu} on {offer.backend} ({facts.provider_type})"
     return "\n".join(
         (
-            f"{name}, {_price(facts.usd_per_hour)} (read {facts.date})",
+            f"Chosen: {offer.offer}, {facts.gpus} x {facts.gpu} on {offer.backend} ({facts.provider_type})",
+            f"  {_price(facts.usd_per_hour)} as of {facts.date}; {_summary(offer)}",
             "",
             *_memory_table(offer),
             "",
@@ -51,8 +51,17 @@ def _chosen(offer: OfferPlan, catalog: Catalog) -> str:
     )
 
 
+def _summary(offer: OfferPlan) -> str:
+    assert offer.hours is not None
+    assert offer.usd is not None
+    likely = f"likely {offer.hours.likely:.1f} hours"
+    if not offer.usd.high:
+        return likely
+    return f"{likely} and ${offer.usd.likely:.2f}, at most ${offer.usd.high:.2f}"
+
+
 def _memory_table(offer: OfferPlan) -> list[str]:
-    lines = [f"  {'GiB per GPU':<24}{'':>9}"]
+    lines = ["  GiB per GPU"]
     lines += [f"  {part:<24}{size:>9.2f}" for part, size in offer.gib.items()]
     total = f"  {'total':<24}{offer.total_gib:>9.2f}  of {offer.capacity_gib:g}"
     return [*lines, f"  {'-' * 33}", total]
@@ -70,7 +79,7 @@ def _span_line(name: str, span: Span, form: str) -> str:
     return f"  {name:<24}{span.low:>9{form}}{span.likely:>9{form}}{span.high:>9{form}}"
 
 
-_HEADING = f"  {'':<27}{'$/h':>7}{'hours':>7}{'dollars':>9}  why not"
+_HEADING = f"  {'':<26}{'$/h':>7}{'hours':>7}{'dollars':>9}  why not"
 
 
 def _line(offer: OfferPlan, catalog: Catalog) -> str:
@@ -78,7 +87,7 @@ def _line(offer: OfferPlan, catalog: Catalog) -> str:
     assert offer.usd is not None
     price = catalog.offers[offer.offer].usd_per_hour
     figures = f"{price:>7.2f}{offer.hours.likely:>7.1f}{offer.usd.likely:>9.2f}"
-    return f"  {offer.offer:<27}{figures}  {offer.reason or 'fits, but costs more'}"
+    return f"  {offer.offer:<26}{figures}  {offer.reason or 'fits, but costs more'}"
 
 
 def _bullet(note: str) -> str:
