@@ -46,8 +46,10 @@ def _finite(points: Iterable[tuple[int, float | None]]) -> list[Point]:
     return [(float(x), y) for x, y in points if y is not None and math.isfinite(y)]
 
 
-def _trend(points: Sequence[Point], memory: float = 0.8) -> list[Point]:
-    """Exponential moving average, corrected for its start: sum of memory^k x loss over the sum of memory^k."""
+def _trend(points: Sequence[Point]) -> list[Point]:
+    """Exponential moving average over about a tenth of the run, corrected for its start:
+    sum of memory^k x loss over the sum of memory^k."""
+    memory = min(0.95, max(0.5, 1 - 10 / len(points)))
     total = weight = 0.0
     smooth = []
     for x, y in points:

@@ -23,11 +23,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 .soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.card { background: var(--card); border-radius: .5rem; padding: .7rem 1rem; flex: 1 1 10rem; }
-.card b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
+.card { background: var(--card); border-radius: .5rem; padding: .7rem 1rem; flex: 1 1 7rem; }
+.card b { display: block; font-size: 1.15rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; }
+table.facts th { width: 11rem; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; }
 svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 """
@@ -180,7 +181,11 @@ def _how_to_load(job: ReportInput) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return "<table>" + "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows) + "</table>"
+    return (
+        "<table class='facts'>"
+        + "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+        + "</table>"
+    )
 
 
 def _loss(value: float | None) -> str:
