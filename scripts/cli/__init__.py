@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="lorry COMMAND ...",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=argparse.SUPPRESS, parser_class=_Parser)
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, help=argparse.SUPPRESS, parser_class=_Parser, prog="lorry"
+    )
     for command in (c for group in GROUPS.values() for c in group):
         sub = commands.add_parser(command.name, help=command.help, description=command.help)
         command.arguments(sub)
