@@ -83,17 +83,16 @@ def test_the_vocabulary_needs_only_pydantic_and_yaml() -> None:
     )
     done = _run("-c", code)
     allowed = {"recipes", "pydantic", "pydantic_core", "yaml", "_yaml", "annotated_types", "typing_extensions"}
-    allowed |= {"typing_inspection", "_virtualenv", "__mp_main__"}
-    assert set(done.stdout.split()) <= allowed, done.stdout
+    allowed |= {"typing_inspection", "cython_runtime"}
+    assert {name for name in done.stdout.split() if not name.startswith(("_cython", "_sysconfig"))} <= allowed
 
 
-def test_no_tracked_file_holds_a_machine_path() -> None:
-    home, work = "/" + "root/", "/" + "work/"
+def test_no_tracked_file_holds_a_path_of_this_machine() -> None:
+    places = [str(ROOT), f"{Path.home()}/"] if len(Path.home().parts) > 1 else [str(ROOT)]
     for path in _tracked():
-        if path.suffix in {".py", ".md", ".yaml", ".toml", ".tf", ".json", ".sh", ""}:
-            text = path.read_text(errors="ignore")
-            assert home not in text, path
-            assert work not in text, path
+        text = path.read_text(errors="ignore")
+        for place in places:
+            assert place not in text, f"{path}: {place}"
 
 
 def test_runpod_is_spelled_runpod() -> None:

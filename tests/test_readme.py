@@ -1,6 +1,6 @@
 """The README cannot lie: its file map is made from the files, its help text from the program, its commands exist.
 
-    python tests/test_readme.py        # writes the made parts anew
+python tests/test_readme.py        # writes the made parts anew
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ PLACES = {
     "README.md": "this page",
 }
 
+SAID = {
+    "config.json": "the shape of the smoke model",
+    "chat_template.jinja": "its chat template",
+    "tokenizer.json": "its tokenizer",
+    "tokenizer_config.json": "which of its tokens end a turn and fill up",
+}
+
 
 def file_map() -> str:
     """Every file of the rooms with the first sentence of its docstring or comment, then the other places."""
@@ -44,9 +51,14 @@ def file_map() -> str:
 
 
 def help_text() -> str:
-    """What `lorry --help` prints, at 100 columns."""
+    """What `lorry --help` prints, at 99 columns."""
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.cli"], cwd=ROOT, capture_output=True, text=True, check=True, env={"COLUMNS": "100"}
+        [sys.executable, "-m", "scripts.cli"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "99"},
     )
     return "$ lorry --help\n" + done.stdout.rstrip()
 
@@ -93,10 +105,9 @@ def _phrase(path: Path) -> str:
     elif path.suffix == ".md":
         said = text.lstrip("# ").splitlines()[0] + "."
     else:
-        said = {"config.json": "shape of the smoke model.", "chat_template.jinja": "its chat template."}.get(path.name, "")
-        said = said or "of the smoke model's tokenizer." * ("tokenizer" in path.name)
-    first = re.split(r"(?<=[.:;])\s", said.replace("\n", " "))[0]
-    return first.rstrip(".:;")
+        said = SAID.get(path.name, "")
+    first = re.split(r"(?<=[.;])\s", said.replace("\n", " "))[0]
+    return first.rstrip(".;:")
 
 
 def _tracked() -> list[Path]:

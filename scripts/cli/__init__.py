@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(words or ["--help"])
         return int(arguments.run(arguments, read_settings(os.environ, Path.cwd())))
     except LorryError as error:
-        print(json.dumps(error.as_json()) if as_json else f"lorry: {error}".replace("\n", "\nlorry: "), file=sys.stderr)
+        print(json.dumps(error.as_json()) if as_json else error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("lorry: interrupted; a job that was launched goes on: `lorry jobs` lists it", file=sys.stderr)
+        print("interrupted; a job that was launched goes on: `lorry jobs` lists it", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
