@@ -15,6 +15,8 @@ from scripts.errors import Conflict, Problem
 from scripts.job_folder import read_job
 from scripts.store import Store
 
+IDENTITY = ("recipe_sha256", "source_sha256", "train_sha256", "valid_sha256", "backend")
+"What makes two launches the same run; prices and the commit may have changed in between."
 DATA = ("train.jsonl", "valid.jsonl", "report.json")
 
 
@@ -24,7 +26,7 @@ def launch(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path, backen
     data: the folder with train.jsonl, valid.jsonl and report.json. Raises Conflict when the job id stands for another
     run, NotFound when data is missing, ProviderError when the store or the backend fails; then launch it again.
     """
-    _record_launch(store, spec, plan, data)
+    spec = _recorded(store, spec, plan, data)
     request = backend.request(spec)
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     submission = Submission(job_id=spec.job_id, backend=backend.name, request_sha256=digest, submitted_at=now)
@@ -39,24 +41,27 @@ def launch(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path, backen
     return submission
 
 
-def _record_launch(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path) -> None:
-    """Data first and launch.json last: where launch.json is, everything is. The first launch of a job id wins it."""
-    known = store.read(f"{spec.job_id}/launch.json")
+def _recorded(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path) -> LaunchSpec:
+    """The spec in the store: the first launch of a job id wins it. Data goes first: where launch.json is, all is."""
+    key = f"{spec.job_id}/launch.json"
+    known = store.read(key)
     if known is None:
         for name in DATA:
             store.put_file(data / name, f"{spec.job_id}/data/{name}")
         if plan is not None:
             store.write(f"{spec.job_id}/plan.json", _bytes(plan))
-        store.create(f"{spec.job_id}/launch.json", _bytes(spec))
-        known = store.read(f"{spec.job_id}/launch.json")
-    if known != _bytes(spec):
+        store.create(key, _bytes(spec))
+        known = store.read(key) or b""
+    first = LaunchSpec.model_validate_json(known)
+    if any(getattr(first, name) != getattr(spec, name) for name in IDENTITY):
         raise Conflict(
             Problem(
                 f"job {spec.job_id}",
-                "exists already, with another recipe, training set or place",
+                "exists already, with another recipe, training set or backend",
                 "choose another job id, or look at this one with `lorry show`",
             )
         )
+    return first
 
 
 def _bytes(record: Record) -> bytes:

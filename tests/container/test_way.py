@@ -63,7 +63,7 @@ def test_a_job_that_has_ended_stays_as_it_ended(make_job: MakeJob) -> None:
 def test_the_same_job_id_for_another_run_is_refused(make_job: MakeJob) -> None:
     job = make_job()
     run(job)
-    job.spec = job.spec.model_copy(update={"total_steps": 9})
+    job.spec = job.spec.model_copy(update={"recipe_sha256": "0" * 64})
     with pytest.raises(Conflict, match="job job-1: exists already, with another recipe"):
         job.launch()
 
@@ -164,9 +164,7 @@ def test_a_full_disk_does_not_hide_the_cause(make_job: MakeJob) -> None:
     assert "cannot be replaced" in job.log()
 
 
-def test_a_base_model_that_is_not_whole_is_said_first(
-    make_job: MakeJob, models: Path, tmp_path: Path
-) -> None:
+def test_a_base_model_that_is_not_whole_is_said_first(make_job: MakeJob, models: Path, tmp_path: Path) -> None:
     broken = tmp_path / "models"
     shutil.copytree(models, broken)
     weights = broken / "lorry--smoke" / "model.safetensors"

@@ -1,0 +1,96 @@
+"""The same container with its job in a bucket: what a new machine finds there, and what is seen from outside."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from scripts.adapter import verify_adapter
+from scripts.job_folder import download_folder
+from scripts.stop import stop_job
+from scripts.store import Store, open_store
+from tests.container.conftest import Job
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store in a bucket of moto's server."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    values = {
+        "ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "ACCESS_KEY_ID": "test",
+        "CONFIG_FILE": os.devnull,
+    }
+    values |= {"SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1", "SHARED_CREDENTIALS_FILE": os.devnull}
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    name = f"jobs-{secrets.token_hex(8)}"  # moto keeps its buckets from one server to the next
+    boto3.client("s3").create_bucket(Bucket=name)
+    yield open_store(f"s3://{name}/jobs")
+    server.shutdown()
+
+
+def make(make_job: MakeJob, bucket: Store, tmp_path: Path, **replay: Any) -> Job:
+    return make_job(store=bucket, folder=tmp_path / ".cache" / "lorry" / "work" / "job-1", **replay)
+
+
+def test_a_new_machine_goes_on_from_the_bucket(make_job: MakeJob, bucket: Store, tmp_path: Path) -> None:
+    job = make(make_job, bucket, tmp_path, steps=150, step_seconds=0.03, checkpoint_steps=5)
+    job.launch()
+    job.wait(lambda: any("step-00001" in key and "COMPLETE" in key for key in bucket.keys("job-1/checkpoints")))
+    job.kill_container()
+    job.wait(lambda: job.is_gone() and not job.processes())
+    shutil.rmtree(job.folder)  # the machine is gone with its disk
+    job.launch()
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "completed", job.log()
+    first, second = files.container.attempts
+    assert (first.number, second.number) == (1, 2)
+    assert second.resumed_from is not None
+    assert second.resumed_from >= "step-000010"
+    download_folder(bucket, "job-1/adapter", tmp_path / "home")
+    assert verify_adapter(tmp_path / "home").job_id == "job-1"
+    keys = bucket.keys("job-1")
+    assert {"job-1/logs/trainer-1.log", "job-1/logs/trainer-2.log", "job-1/logs/container.log"} <= set(keys)
+    assert b"takes the job, 1 attempts so far" in (bucket.read("job-1/logs/container.log") or b"")
+
+
+def test_a_stop_in_the_bucket_reaches_the_machine_and_its_checkpoint_comes_home(
+    make_job: MakeJob, bucket: Store, tmp_path: Path
+) -> None:
+    job = make(make_job, bucket, tmp_path, steps=600, step_seconds=0.05, checkpoint_steps=500)
+    job.launch()
+    job.reach(1)
+    bucket.create("job-1/stop.json", b'{"by": "user", "reason": "from my phone", "at": 1.0}')
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "cancelled", job.log()
+    assert [key for key in bucket.keys("job-1/checkpoints") if key.endswith("COMPLETE")]
+    assert bucket.read("job-1/adapter/manifest.json") is None
+
+
+def test_a_job_in_a_bucket_can_be_stopped_from_here(make_job: MakeJob, bucket: Store, tmp_path: Path) -> None:
+    job = make(make_job, bucket, tmp_path, steps=600, step_seconds=0.05)
+    job.launch()
+    stop_job(bucket, "job-1", job.backend, "user", "", time.time())
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "cancelled", job.log()

@@ -1,0 +1,151 @@
+"""The state of a job as a table: files, observation and clock in, state out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from recipes.job import Attempt, ContainerState, Manifest, Status, Stop, Submission
+from scripts.backends.base import Observation
+from scripts.job_folder import JobFiles
+from scripts.state import LENIENCY, SILENT_SECONDS, hourly_usd, job_state, overdue
+from tests.container.conftest import spec_of
+
+NOW = 10_000.0
+SPEC = spec_of("job-1", "file:///jobs", 3600, 100)
+ASKED = Submission(job_id="job-1", backend="local", request_sha256="", submitted_at=NOW - 100, handle={"pid": 1})
+RECORDED = ASKED.model_copy(update={"handle": {}})
+RUNNING, GONE, WAITING = Observation("running"), Observation("gone"), Observation("waiting")
+MANIFEST = Manifest(
+    job_id="job-1", created_at=NOW, files={}, base_model="m", base_revision=None, base_sha256="", recipe_name="r",
+    recipe_sha256="", training_set_sha256="", train_sha256="", valid_sha256="", versions={}, commit=None, image=None,
+    initial_validation_loss=None, final_validation_loss=None, effect=1.0, reproduction_error=0.0,
+    trainable_parameters=1, wall_seconds=1.0, cost_usd=None,
+)  # fmt: skip
+
+
+def container(**changes: Any) -> ContainerState:
+    values: dict[str, Any] = {
+        "job_id": "job-1", "stage": "training", "updated_at": NOW - 1, "started_at": NOW - 90, "pid": 1,
+        "attempts": (Attempt(number=1, started_at=NOW - 81),),
+    }  # fmt: skip
+    return ContainerState(**(values | changes))
+
+
+def stop(by: str = "user") -> Stop:
+    return Stop.model_validate({"by": by, "reason": "enough", "at": NOW})
+
+
+STATUS = Status(
+    job_id="job-1", stage="training", attempt=1, updated_at=NOW - 1, step=40, total_steps=100, progress=40,
+    training_loss=2.5, learning_rate=0.001,
+)  # fmt: skip
+ENDED = {"stage": "done", "sentence": "because", "updated_at": NOW - 1}
+
+
+@pytest.mark.parametrize(
+    ("files", "observation", "state", "sentence", "final"),
+    [
+        ({}, None, "queued", "no machine has been asked for", False),
+        ({"submission": RECORDED}, None, "queued", "no machine has been asked for", False),
+        ({"submission": ASKED}, WAITING, "starting", "first word", False),
+        ({"submission": ASKED}, None, "starting", "first word", False),
+        ({"submission": ASKED}, GONE, "lost", "launch the job again", True),
+        ({"submission": ASKED, "container": container()}, RUNNING, "running", "training", False),
+        ({"submission": RECORDED, "container": container()}, None, "running", "training", False),
+        (
+            {"submission": ASKED, "container": container(), "status": STATUS},
+            RUNNING,
+            "running",
+            "training, step 40 of 100, loss 2.500",
+            False,
+        ),
+        ({"submission": ASKED, "container": container(stage="proving")}, RUNNING, "running", "proving", False),
+        (
+            {"submission": ASKED, "container": container(), "status": STATUS},
+            GONE,
+            "lost",
+            "the machine is gone at step 40 of 100",
+            True,
+        ),
+        (
+            {"submission": ASKED, "container": container(updated_at=NOW - SILENT_SECONDS - 1)},
+            RUNNING,
+            "lost",
+            "no word from the machine for 2 minutes",
+            False,
+        ),
+        ({"submission": ASKED, "container": container(), "stop": stop()}, RUNNING, "stopping", "enough", False),
+        ({"submission": ASKED, "container": container(), "stop": stop()}, GONE, "cancelled", "enough", True),
+        ({"submission": ASKED, "container": container(), "stop": stop("cap")}, GONE, "failed", "(cap): enough", True),
+        ({"submission": ASKED, "stop": stop()}, WAITING, "stopping", "enough", False),
+        ({"submission": RECORDED, "stop": stop()}, None, "cancelled", "enough", True),
+        ({"stop": stop("operator")}, None, "failed", "(operator): enough", True),
+        (
+            {"submission": ASKED, "container": container(ended="failed", cause="nan_loss", **ENDED)},
+            GONE,
+            "failed",
+            "because",
+            True,
+        ),
+        (
+            {"submission": ASKED, "container": container(ended="cancelled", **ENDED), "stop": stop()},
+            RUNNING,
+            "cancelled",
+            "because",
+            True,
+        ),
+        ({"container": container(ended="completed", **ENDED), "manifest": MANIFEST}, None, "completed", "proved", True),
+        ({"container": container(), "manifest": MANIFEST, "stop": stop()}, GONE, "completed", "proved", True),
+        ({"submission": ASKED, "container": container(ended="completed", **ENDED)}, GONE, "running", "done", False),
+        (
+            {"submission": ASKED, "container": container(ended="completed", updated_at=NOW - 999, stage="done")},
+            GONE,
+            "failed",
+            "manifest.json is missing",
+            True,
+        ),
+    ],
+)
+def test_state_is_a_function_of_files_observation_and_clock(
+    files: dict[str, Any], observation: Observation | None, state: str, sentence: str, final: bool
+) -> None:
+    got = job_state(JobFiles("job-1", launch=SPEC, **files), observation, NOW)
+    assert (got.state, got.is_final) == (state, final)
+    assert sentence in got.sentence
+
+
+def test_progress_and_time_left_come_from_the_steps_of_this_attempt() -> None:
+    files = JobFiles("job-1", launch=SPEC, submission=ASKED, container=container(), status=STATUS)
+    state = job_state(files, RUNNING, NOW)
+    assert state.progress == 40
+    assert state.eta_seconds == pytest.approx(80 / 40 * 60 - 1)  # 40 steps in 80 s, 60 to go, looked at 1 s later
+    resumed = container(attempts=(Attempt(number=1, started_at=NOW - 81, resumed_from="step-000030"),))
+    files = JobFiles("job-1", launch=SPEC, submission=ASKED, container=resumed, status=STATUS)
+    assert job_state(files, RUNNING, NOW).eta_seconds == pytest.approx(80 / 10 * 60 - 1)
+
+
+def test_money_is_hours_times_price_until_the_machine_is_gone() -> None:
+    rented = SPEC.model_copy(update={"offer": "runpod-h200-4", "cap_usd": 5.0})
+    price = hourly_usd(rented)
+    assert price is not None
+    assert price > 0
+    asked = ASKED.model_copy(update={"submitted_at": NOW - 3600})
+    files = JobFiles("job-1", launch=rented, submission=asked, container=container())
+    assert job_state(files, RUNNING, NOW).spent_usd == pytest.approx(price)
+    assert job_state(files, GONE, NOW + 9999).spent_usd == pytest.approx(price * 3599 / 3600)
+    assert job_state(files, Observation("running", usd=1.25), NOW).spent_usd == 1.25
+    assert job_state(JobFiles("job-1", launch=rented), None, NOW).spent_usd is None
+
+
+def test_a_job_past_its_deadline_or_cap_is_overdue() -> None:
+    files = JobFiles("job-1", launch=SPEC, submission=ASKED, container=container(started_at=NOW - 3600))
+    assert overdue(files, None, NOW) is None
+    late = overdue(files, None, NOW + 3600 * (LENIENCY - 1) + 1)
+    assert late is not None
+    assert late[0] == "deadline"
+    dear = JobFiles("job-1", launch=SPEC.model_copy(update={"cap_usd": 2.0}), submission=ASKED, container=container())
+    assert overdue(dear, Observation("running", usd=2.0), NOW) is None
+    assert (overdue(dear, Observation("running", usd=2.1), NOW) or ("", ""))[0] == "cap"
+    assert overdue(JobFiles("job-1", launch=SPEC, submission=RECORDED), None, NOW * 99) is None
