@@ -37,6 +37,7 @@ def render(
     Without a report it describes a nominal training set, to look at. Raises InputError for a bad job id or store, and
     Refused, with the reason, when the recipe cannot run there.
     """
+    assert plan.recipe_sha256 == loaded.sha256, "the plan is of another recipe"
     _check_names(job_id, backend, store)
     recipe, work = loaded.recipe, workload_of(loaded.recipe, report)
     offer = _usable(plan, recipe, backend)

@@ -72,8 +72,6 @@ def _about_the_settings(recipe: Recipe, model: BaseModelFacts, work: Workload, p
             "The chat template of this model opens a thought before each answer: train it on examples that hold "
             "reasoning, or it unlearns it."
         )
-    if model.shape.linear_attention and model.staged:
-        notes.append("Times assume the fast linear-attention kernels; without them a step takes several times longer.")
     if recipe.hardware.engine == "replica":
         notes.append("The trainer has no replica engine: this plan is for comparison, a launch would end at its start.")
     return notes

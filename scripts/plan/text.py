@@ -5,12 +5,15 @@ print(plan_text(plan, load_catalog()))
 
 from __future__ import annotations
 
+import math
 import textwrap
 
 from recipes.catalog import Catalog
 from recipes.job import OfferPlan, Plan, Span
 
 WIDTH = 100
+SMALLEST_SHOWN = 0.005
+"GiB that round to something."
 
 
 def plan_text(plan: Plan, catalog: Catalog) -> str:
@@ -18,7 +21,8 @@ def plan_text(plan: Plan, catalog: Catalog) -> str:
     chosen = next((offer for offer in plan.offers if offer.offer == plan.chosen), None)
     others = sorted((offer for offer in plan.offers if offer is not chosen), key=_usable_and_cheap_first)
     blocks = [_head(plan), _chosen(chosen, catalog) if chosen else "Chosen: none. Every offer is listed below."]
-    blocks.append("\n".join(["Other offers" if chosen else "Offers", _HEADING, *(_line(o, catalog) for o in others)]))
+    title = f"{'Other offers' if chosen else 'Offers'}, at prices of {plan.prices_of} or later"
+    blocks.append("\n".join([title, _HEADING, *(_line(offer, catalog) for offer in others)]))
     if plan.notes:
         blocks.append("\n".join(["Notes", *(_bullet(note) for note in plan.notes)]))
     return "\n\n".join(blocks) + "\n"
@@ -54,7 +58,8 @@ def _chosen(offer: OfferPlan, catalog: Catalog) -> str:
 def _summary(offer: OfferPlan) -> str:
     assert offer.hours is not None
     assert offer.usd is not None
-    likely = f"likely {offer.hours.likely:.1f} hours"
+    hours = offer.hours.likely
+    likely = f"likely {hours:.1f} hours" if hours >= 2 else f"likely {math.ceil(hours * 60)} minutes"
     if not offer.usd.high:
         return likely
     return f"{likely} and ${offer.usd.likely:.2f}, at most ${offer.usd.high:.2f}"
@@ -62,7 +67,7 @@ def _summary(offer: OfferPlan) -> str:
 
 def _memory_table(offer: OfferPlan) -> list[str]:
     lines = ["  GiB per GPU"]
-    lines += [f"  {part:<24}{size:>9.2f}" for part, size in offer.gib.items()]
+    lines += [f"  {part:<24}{size:>9.2f}" for part, size in offer.gib.items() if abs(size) >= SMALLEST_SHOWN]
     total = f"  {'total':<24}{offer.total_gib:>9.2f}  of {offer.capacity_gib:g}"
     return [*lines, f"  {'-' * 33}", total]
 
@@ -86,7 +91,7 @@ def _line(offer: OfferPlan, catalog: Catalog) -> str:
     assert offer.hours is not None
     assert offer.usd is not None
     price = catalog.offers[offer.offer].usd_per_hour
-    figures = f"{price:>7.2f}{offer.hours.likely:>7.1f}{offer.usd.likely:>9.2f}"
+    figures = f"{price:>7.2f}{offer.hours.likely:>7.2f}{offer.usd.likely:>9.2f}"
     return f"  {offer.offer:<26}{figures}  {offer.reason or 'fits, but costs more'}"
 
 
