@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -66,7 +66,7 @@ def open_container(path: Path, file: BinaryIO) -> Container:
     head = file.read(64 * 1024)
     _refuse_foreign(name, head)
     start = len(_BOM) if head.startswith(_BOM) else 0
-    if head[start:].lstrip()[:1] == b"{" and _is_lines(file, start):
+    if _is_lines(file, start):
         return Container("JSON Lines", lambda refuse: _lines(file, start, refuse))
     if size > MAX_DOCUMENT:
         raise InputError(
@@ -90,11 +90,11 @@ def _refuse_foreign(name: str, head: bytes) -> None:
     for magic, got, want in _MAGIC:
         if head.startswith(magic) or (magic == b"<" and text.startswith(magic)):
             raise InputError(Problem(name, got, want))
-    if b"\0" in head[:4] and head[:4].replace(b"\0", b"") in (b"{", b"[", b'{"', b"[{"):
+    if b"\0" in head[:4] and head[:4].strip(b"\0")[:1] in (b"{", b"["):
         raise InputError(Problem(name, "UTF-16 or UTF-32 text", "save the file as UTF-8"))
-    if text[:1] in (b"{", b"["):
-        return
     first, second = [*text.split(b"\n", 2), b""][:2]
+    if text[:1] in (b"{", b"[") or second.lstrip()[:1] == b"{":
+        return
     if name.lower().endswith((".csv", ".tsv")) or any(
         0 < first.count(mark) == second.count(mark) for mark in (b",", b";", b"\t")
     ):
@@ -103,7 +103,7 @@ def _refuse_foreign(name: str, head: bytes) -> None:
 
 
 def _is_lines(file: BinaryIO, start: int) -> bool:
-    """Whether the first two lines that hold anything are one object each.
+    """Whether the file holds one value per line, going by its first two lines that hold anything.
 
     A document written over several lines shows itself by a first line that is no whole object. A first line that is
     merely broken is told from it by the second, which is whole or not there.
@@ -111,14 +111,16 @@ def _is_lines(file: BinaryIO, start: int) -> bool:
     file.seek(start)
     stripped = (line.strip() for line in iter(lambda: file.readline(MAX_LINE), b""))
     first, second = [*islice((line for line in stripped if line), 2), b""][:2]
-    if _whole(first):
+    if _whole(first, dict[str, Raw]):
         return bool(second) or not _holds_pairs(first)
-    return _whole(second) or not second
+    if first.startswith(b"["):
+        return bool(second) and _whole(first, list[Raw])
+    return _whole(second, dict[str, Raw]) or not second
 
 
-def _whole(line: bytes) -> bool:
+def _whole(line: bytes, kind: Any) -> bool:
     try:
-        msgspec.json.decode(line, type=dict[str, Raw])
+        msgspec.json.decode(line, type=kind)
     except (ValueError, RecursionError):
         return False
     return True

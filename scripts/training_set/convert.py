@@ -35,6 +35,9 @@ SHARE_ROLES = {
     "system": "system",
 }
 
+PREFERENCE = "preference data (better and worse answers)"
+KEEP_CHOSEN = "Lorry learns from good answers alone: keep the good answer of each row, as OpenAI messages"
+
 NO_ANSWER = "no answer (a record of the user's turn)"
 NO_QUESTION = "an empty question"
 ONLY_EMPTY = "every answer is empty"
@@ -71,13 +74,16 @@ def to_pair(row: PairRow, line: int, findings: Findings) -> Pair | None:
             raise Unusable("null or missing", "text", f"{place}.content")
         prompt.append(_message(str(turn.role), turn.content))
     question = row.current_user_input
+    if history and history[-1].role == "assistant" and _same(history[-1].content, question):
+        got = "the current question as the assistant's message"
+        raise Unusable(got, "roles as they were spoken", f"conversation_history[{len(history) - 1}].role")
     asked_before = bool(prompt) and prompt[-1]["role"] == "user"
     if _blank(question):
         if not asked_before:
             findings.skip(NO_QUESTION, line)
             return None
     else:
-        if asked_before and prompt[-1]["content"].strip() == str(question).strip():
+        if asked_before and _same(prompt[-1]["content"], question):
             prompt.pop()
             findings.note(DOUBLED, line)
         prompt.append(_message("user", question))
@@ -87,6 +93,8 @@ def to_pair(row: PairRow, line: int, findings: Findings) -> Pair | None:
 def to_example(row: Any, line: int, findings: Findings) -> Example | None:
     """A row that holds a whole conversation, of any form but the pair's, as an example."""
     tools: list[dict[str, Any]] | None = None
+    if not isinstance(row, TurnsRow) and (row.chosen is not None or row.rejected is not None):
+        raise Unusable(PREFERENCE, KEEP_CHOSEN)
     if isinstance(row, MessagesRow):
         if row.functions is not None:
             raise Unusable("the outdated key", "write `tools` and `tool_calls`", "functions")
@@ -97,7 +105,7 @@ def to_example(row: Any, line: int, findings: Findings) -> Example | None:
             turns = sorted(turns, key=lambda turn: turn.turn_number or 0)
         messages = _system(row.system_prompt) + _chat(turns, "turns")
     elif isinstance(row, ShareRow):
-        if row.tools is not None and bytes(row.tools).strip() not in (b"null", b'""', b"[]"):
+        if row.tools not in (None, "", "[]", []):
             raise Unusable("tools in the ShareGPT form", "write conversations with tools as OpenAI messages", "tools")
         messages = _system(row.system) + _share(row.conversations)
     elif isinstance(row, AlpacaRow):
@@ -116,7 +124,7 @@ def _settled(messages: list[Message], tools: list[dict[str, Any]] | None, line: 
     if any(m["role"] == "user" and _blank(m["content"]) for m in messages):
         f.skip(NO_QUESTION, line)
         return None
-    asked = False
+    asked = opening = False
     last = -1
     settled: list[Message] = []
     for at, message in enumerate(messages):
@@ -125,14 +133,17 @@ def _settled(messages: list[Message], tools: list[dict[str, Any]] | None, line: 
             f.note(EMPTY_ANSWER, line)
             wanted = False
         elif wanted and not asked:
-            f.note(OPENING, line)
-            wanted = False
+            opening, wanted = True, False
         asked = asked or message["role"] == "user"
         last = at if wanted else last
         settled.append(message | {"trained": True} if wanted else message)
+    if last < 0 and opening:
+        raise Unusable("its only answers stand before any question", "the user's message first, then the answer")
     if last < 0:
         f.skip(ONLY_EMPTY, line)
         return None
+    if opening:
+        f.note(OPENING, line)
     if last + 1 < len(settled):
         f.note(CUT, line)
     return Example(line, settled[: last + 1], tools)
@@ -211,6 +222,8 @@ def _alpaca(row: AlpacaRow) -> list[Message]:
 
 
 def _prompt(row: PromptRow) -> list[Message]:
+    if row.label is not None:
+        raise Unusable(PREFERENCE, KEEP_CHOSEN)
     if isinstance(row.prompt, str):
         messages = [_message("user", row.prompt)]
     else:
@@ -239,6 +252,11 @@ def _weight(weight: float | None, place: str) -> bool:
     if weight not in (None, 0, 1):
         raise Unusable(f"{weight}", "0 (context only) or 1 (trained)", place)
     return weight != 0
+
+
+def _same(one: str | None, other: str | None) -> bool:
+    """White space around a message is not part of it."""
+    return one is not None and other is not None and one.strip() == other.strip()
 
 
 def _blank(text: str | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from scripts.training_set.convert import KEEP_CHOSEN, PREFERENCE
 from scripts.training_set.findings import Findings, RawRow, Unusable
 from scripts.training_set.rows import (
     AlpacaRow,
@@ -24,7 +25,6 @@ from scripts.training_set.rows import (
 from scripts.training_set.syntax import check_depth, syntax_error
 
 _KNOWN = "training pairs, turns, OpenAI messages, Alpaca, ShareGPT, or prompt and completion"
-_KEEP_CHOSEN = "Lorry learns from good answers alone: keep the good answer of each row, as OpenAI messages"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def recognise(rows: Iterable[RawRow], name: str) -> Form:
         if count == 100:  # the form shows itself in the first rows, or there is none
             break
     if not findings.problem_count:
-        findings.refuse_line(1, Unusable("no examples, only a header", "at least one example"))
+        findings.refuse_line(1, Unusable("no examples", "at least one example"))
     raise findings.as_error()
 
 
@@ -112,8 +112,7 @@ def _refuse(raw: RawRow, error: Exception, form: Form, findings: Findings, heade
     try:
         keys = _keys(raw.data)
         if _is_header(keys):
-            counts = msgspec.json.decode(keys["_meta"], type=MetaCounts)
-            header.extend([counts.total_pairs] if counts.total_pairs is not None else [])
+            header.extend(_announced(keys["_meta"]))
             return
         other = _FORMS[_form_of(keys)]
     except Unusable as unusable:
@@ -136,16 +135,23 @@ def _keys(data: bytes) -> dict[str, Raw]:
         raise Unusable("not an object", "one JSON object per row: {...}") from error
 
 
+def _announced(meta: Raw) -> list[int]:
+    """The number of pairs that a header announces; nothing is refused because of a header."""
+    try:
+        total = msgspec.json.decode(meta, type=MetaCounts).total_pairs
+    except (ValueError, RecursionError):
+        return []
+    return [] if total is None else [total]
+
+
 def _is_header(keys: Mapping[str, Raw]) -> bool:
     return "_meta" in keys and len(keys) == 1
 
 
 def _form_of(keys: Mapping[str, Raw]) -> str:
     """The name of the form in _FORMS. Raises Unusable for preference data and for keys that fit no form."""
-    if "chosen" in keys or "rejected" in keys:
-        raise Unusable("preference data (chosen and rejected answers)", _KEEP_CHOSEN)
-    if "completion" in keys and "label" in keys:
-        raise Unusable("preference data (completions with a label)", _KEEP_CHOSEN)
+    if "chosen" in keys or "rejected" in keys or {"completion", "label"} <= keys.keys():
+        raise Unusable(PREFERENCE, KEEP_CHOSEN)
     for name, needed in (
         ("pair", {"target_response"}),
         ("pair", {"current_user_input"}),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from scripts.training_set.tokens import Count
 
 _SCHEMA = """
-CREATE TABLE conversations (id INTEGER PRIMARY KEY, name TEXT UNIQUE, root INTEGER, valid INTEGER DEFAULT 0);
+CREATE TABLE conversations (id INTEGER PRIMARY KEY, name TEXT UNIQUE, key TEXT, root INTEGER, valid INTEGER DEFAULT 0);
 CREATE TABLE rows (conversation INTEGER, turn INTEGER, line INTEGER, offset INTEGER, length INTEGER,
                    PRIMARY KEY (conversation, turn, offset)) WITHOUT ROWID;
 CREATE TABLE examples (id INTEGER PRIMARY KEY, content BLOB UNIQUE, conversation INTEGER, name TEXT, length INTEGER,
@@ -40,9 +40,12 @@ class Index:
         """Lets go of the file; the folder is the caller's to remove."""
         self._db.close()
 
-    def add_row(self, conversation: str, turn: int, line: int, offset: int, length: int) -> None:
-        """Remembers where a row stands."""
-        self._db.execute("INSERT OR IGNORE INTO conversations (name) VALUES (?)", (conversation,))
+    def add_row(self, conversation: str, key: str | None, turn: int, line: int, offset: int, length: int) -> None:
+        """Remembers where a row stands.
+
+        `key` decides the side of the split; None for a conversation without a name of its own, which goes by content.
+        """
+        self._db.execute("INSERT OR IGNORE INTO conversations (name, key) VALUES (?, ?)", (conversation, key))
         self._db.execute(
             "INSERT INTO rows SELECT id, ?, ?, ?, ? FROM conversations WHERE name = ?",
             (turn, line, offset, length, conversation),
@@ -66,6 +69,9 @@ class Index:
         self._db.executemany(
             "INSERT OR IGNORE INTO beginnings VALUES (?, ?)", ((content, conversation) for content in beginnings)
         )
+        self._db.execute(
+            "UPDATE conversations SET key = ? WHERE id = ? AND key IS NULL", (beginnings[-1].hex(), conversation)
+        )
         added = self._db.execute(
             "INSERT OR IGNORE INTO examples (content, conversation, name, length, tokens, trained) "
             "VALUES (?, ?, ?, ?, ?, ?)",
@@ -74,7 +80,7 @@ class Index:
         return added.rowcount == 1
 
     def link(self) -> None:
-        """Gives conversations that contain one another the same root: the one whose name sorts first."""
+        """Gives conversations that contain one another the same root: the one whose key sorts first."""
         self._db.execute("UPDATE conversations SET root = id")
         links = self._db.execute(
             "SELECT e.conversation, b.conversation FROM examples e JOIN beginnings b ON b.content = e.content "
@@ -89,17 +95,17 @@ class Index:
     def groups(self, seed: int) -> Iterator[tuple[int, int]]:
         """(root, conversations in it) of every group that must stay together, shuffled by `seed`.
 
-        The order depends on the seed and the names alone, never on the order of the file.
+        The order depends on the seed and the keys alone, never on the order of the file.
         """
 
-        def key(name: str) -> bytes:
-            return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        def shuffled(key: str) -> bytes:
+            return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
-        self._db.create_function("shuffle_key", 1, key, deterministic=True)
+        self._db.create_function("shuffle_key", 1, shuffled, deterministic=True)
         yield from self._db.execute(
             "SELECT c.root, COUNT(*) FROM conversations c JOIN conversations r ON r.id = c.root "
             "WHERE c.id IN (SELECT conversation FROM beginnings) GROUP BY c.root "
-            "ORDER BY shuffle_key(r.name)"
+            "ORDER BY shuffle_key(r.key)"
         )
 
     def hold_out(self, roots: Sequence[int]) -> None:
@@ -129,9 +135,7 @@ class Index:
 
     def _root(self, conversation: int) -> tuple[int, str]:
         while True:
-            root, name = self._db.execute(
-                "SELECT root, name FROM conversations WHERE id = ?", (conversation,)
-            ).fetchone()
+            root, key = self._db.execute("SELECT root, key FROM conversations WHERE id = ?", (conversation,)).fetchone()
             if root == conversation:
-                return root, name
+                return root, key
             conversation = root

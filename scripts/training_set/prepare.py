@@ -120,7 +120,7 @@ class _Preparation:
             if usable:
                 self.usable += 1
                 name = conversation or raw.label or f"line-{raw.line}"
-                self.index.add_row(name, turn, raw.line, raw.offset, len(raw.data))
+                self.index.add_row(name, conversation, turn, raw.line, raw.offset, len(raw.data))
 
     def _examples(self, form: Form) -> Iterator[tuple[int, str, Example]]:
         """Second pass: (conversation, id, example), conversation by conversation."""

@@ -70,15 +70,22 @@ class ChatMessage(Struct, gc=False):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
-    function_call: Raw | None = None
+    function_call: Any = None
 
 
-class MessagesRow(Struct, gc=False):
+class Answers(Struct, gc=False, kw_only=True):
+    """The keys by which preference data shows itself inside another form."""
+
+    chosen: Any = None
+    rejected: Any = None
+
+
+class MessagesRow(Answers, gc=False, kw_only=True):
     """Form (h): OpenAI's chat form."""
 
     messages: list[ChatMessage]
     tools: list[dict[str, Any]] | None = None
-    functions: Raw | None = None
+    functions: Any = None
     metadata: ConversationName | None = None
     conversation_id: Name = None
 
@@ -100,17 +107,17 @@ class ShareTurn(Struct, gc=False, rename={"speaker": "from"}):
     weight: float | None = None
 
 
-class ShareRow(Struct, gc=False):
+class ShareRow(Answers, gc=False, kw_only=True):
     """The ShareGPT form."""
 
     conversations: list[ShareTurn]
     system: str | None = None
-    tools: Raw | None = None
+    tools: Any = None
     id: Name = None
     conversation_id: Name = None
 
 
-class AlpacaRow(Struct, gc=False):
+class AlpacaRow(Answers, gc=False, kw_only=True):
     """The Alpaca form: an instruction, perhaps an input, and the output; `history` holds earlier [question, answer]."""
 
     instruction: str
@@ -121,11 +128,12 @@ class AlpacaRow(Struct, gc=False):
     conversation_id: Name = None
 
 
-class PromptRow(Struct, gc=False):
+class PromptRow(Answers, gc=False, kw_only=True):
     """Prompt and completion, each a text or a list of messages."""
 
     prompt: str | list[ChatMessage]
     completion: str | list[ChatMessage] | None
+    label: Any = None
     tools: list[dict[str, Any]] | None = None
     conversation_id: Name = None
 

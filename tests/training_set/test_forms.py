@@ -146,5 +146,5 @@ def test_a_single_row_is_json_lines_whatever_its_form(run) -> None:
 
 
 def test_a_set_of_headers_alone_is_refused(run) -> None:
-    with pytest.raises(InputError, match="no examples, only a header"):
+    with pytest.raises(InputError, match="no examples; at least one"):
         run([{"_meta": {"total_pairs": 0}}])
