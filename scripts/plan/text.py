@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 
-from recipes.catalog import Catalog
+from recipes.catalog import Catalog, Offer
 from recipes.job import OfferPlan, Plan, Span
 
 WIDTH = 100
@@ -46,7 +46,7 @@ def _chosen(offer: OfferPlan, catalog: Catalog) -> str:
     return "\n".join(
         (
             f"Chosen: {offer.offer}, {facts.gpus} x {facts.gpu} on {offer.backend} ({facts.provider_type})",
-            f"  {_price(facts.usd_per_hour)} as of {facts.date}; {_summary(offer)}",
+            f"  {_price(facts)}; {_summary(offer)}",
             "",
             *_memory_table(offer),
             "",
@@ -99,8 +99,8 @@ def _bullet(note: str) -> str:
     return textwrap.fill(note, WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
-def _price(usd: float) -> str:
-    return f"${usd:.2f} an hour" if usd else "free"
+def _price(offer: Offer) -> str:
+    return f"${offer.usd_per_hour:.2f} an hour as of {offer.date}" if offer.usd_per_hour else "free"
 
 
 def _usable_and_cheap_first(offer: OfferPlan) -> tuple[bool, float, str]:
