@@ -89,7 +89,7 @@ resource "aws_iam_policy" "launcher" {
         Resource = local._jobs
         Condition = {
           "ForAllValues:StringEquals"   = { "sagemaker:InstanceTypes" = var.limits.instance_types }
-          NumericLessThanEqualsIfExists = { "sagemaker:MaxRuntimeInSeconds" = var.limits.max_run_hours * 3600 }
+          NumericLessThanEqualsIfExists = { "sagemaker:MaxRuntimeInSeconds" = tostring(var.limits.max_run_hours * 3600) }
         }
       },
       { Sid = "WatchAndStop", Effect = "Allow", Action = ["sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob"], Resource = local._jobs },

@@ -1,0 +1,110 @@
+"""The AWS roots as committed, from init to destroy, against the local AWS, their state kept there under a lock file."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+
+import pytest
+
+from scripts.terraform import Terraform, TerraformError, read_outputs
+from tests.infra.conftest import STATE_BUCKET, client, init
+
+ACCOUNT = "123456789012"
+
+
+def variables(url, **changes):
+    """What a user gives to an AWS root; the network is the default VPC of the local AWS."""
+    ec2 = client(url, "ec2")
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
+    given = {
+        "gateway_principals": [f"arn:aws:iam::{ACCOUNT}:role/front-door"],
+        "reader_principals": [f"arn:aws:iam::{ACCOUNT}:user/serving"],
+        "github": {"owner": "acme", "name": "lorry", "owner_id": "11", "repository_id": "22"},
+        "network": {"vpc_id": vpc, "subnet_ids": [subnets[0]["SubnetId"]]},
+        "trainer_digest": "sha256:" + "a" * 64,
+        "budget": {"monthly_limit_usd": 500, "alert_emails": ["ops@example.com"], "billing_alarm_usd": 400},
+    }
+    return given | changes
+
+
+@pytest.fixture
+def aws_tf(infra_copy, base_env, aws_provider, aws_fake):
+    """aws_tf("live/dev/aws", change=value): a root against the local AWS."""
+
+    def make(root, **changes):
+        return Terraform(infra_copy / root, {**base_env, "AWS_ENDPOINT_URL": aws_fake}, variables(aws_fake, **changes))
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["dev", "prod"])
+def test_an_aws_room_is_made_kept_changed_and_removed(environment, aws_tf, aws_fake):
+    started = monotonic()
+    root = aws_tf(f"live/{environment}/aws")
+    init(root, lockfile="readonly")
+    root.validate()
+
+    assert root.plan()
+    root.apply()
+    assert not root.plan(), "a second plan must find nothing to do"
+
+    room = read_outputs(root.root, root.env)
+    s3, bucket = client(aws_fake, "s3"), room["store_url"].removeprefix("s3://")
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    rule = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"][0]
+    assert rule["ApplyServerSideEncryptionByDefault"]["KMSMasterKeyID"] == room["kms_key_arn"]
+    template = client(aws_fake, "ec2").describe_launch_template_versions(
+        LaunchTemplateId=room["ec2_launch_template_id"], Versions=["$Latest"]
+    )["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+    assert template["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert template["MetadataOptions"]["HttpTokens"] == "required"
+
+    changed = aws_tf(f"live/{environment}/aws", budget=root.variables["budget"] | {"monthly_limit_usd": 900})
+    assert changed.plan()
+    changed.apply()
+    budget = client(aws_fake, "budgets").describe_budget(AccountId=ACCOUNT, BudgetName=f"lorry-{environment}-month")
+    assert float(budget["Budget"]["BudgetLimit"]["Amount"]) == 900
+
+    changed.destroy()
+    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == [STATE_BUCKET]
+    assert client(aws_fake, "iam").list_roles()["Roles"] == []
+    assert client(aws_fake, "ec2").describe_launch_templates()["LaunchTemplates"] == []
+    assert client(aws_fake, "ecr").describe_repositories()["repositories"] == []
+    # The goal on an idle machine is 150 s, of which the provider waits 67; work of others stretches the rest.
+    assert monotonic() - started < 150 * max(1.0, os.getloadavg()[1] / (os.cpu_count() or 1))
+
+
+@pytest.mark.slow
+def test_a_taken_bucket_name_says_so_and_a_second_run_goes_on(aws_tf, aws_fake):
+    other = client(aws_fake, "sts").assume_role(RoleArn="arn:aws:iam::210987654321:role/x", RoleSessionName="other")
+    keys = other["Credentials"]
+    theirs = client(aws_fake, "s3", keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"])
+    theirs.create_bucket(Bucket="acme-adapters")
+    root = aws_tf("live/dev/aws", bucket_name="acme-adapters")
+    init(root)
+    root.plan()
+    with pytest.raises(TerraformError) as caught:
+        root.apply()
+    said = str(caught.value)
+    assert "BucketAlreadyExists" in said
+    assert said.endswith("bucket names are shared by all accounts: choose another name")
+    assert len(said.splitlines()) == 1
+
+    free = aws_tf("live/dev/aws", bucket_name="acme-adapters-2")
+    assert free.plan()
+    actions = {c["address"]: c["change"]["actions"] for c in free.show(plan=True)["resource_changes"]}
+    assert actions["module.room.module.store.aws_s3_bucket.this"] == ["create"]
+    assert actions["module.room.module.store.aws_kms_key.this"] == ["no-op"], "what was made is kept"
+
+
+def test_missing_aws_credentials_say_what_to_do(infra_copy, base_env, aws_fake):
+    bare = {name: value for name, value in base_env.items() if not name.startswith("AWS_")}
+    root = Terraform(
+        infra_copy / "live/dev/aws",
+        {**bare, "AWS_ENDPOINT_URL": aws_fake, "AWS_EC2_METADATA_DISABLED": "true"},
+    )
+    with pytest.raises(TerraformError, match=r"No valid credential sources found.*sign in to AWS"):
+        init(root)

@@ -1,0 +1,316 @@
+"""What each role can and cannot do, from the policies that Terraform really made in the local AWS (dev root)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.infra import patched_moto
+from tests.infra.conftest import INFRA, REGION, STATE_BUCKET, client
+from tests.infra.iam_evaluator import is_allowed, is_trusted
+from tests.infra.test_aws_roots import ACCOUNT, variables
+
+pytestmark = pytest.mark.slow
+
+# All that carries a policy. Left out: the bucket's lifecycle, for which the provider waits 55 s.
+STORE = "module.room.module.store"
+TARGETS = [
+    *(f"module.room.module.{name}" for name in ("registry", "sagemaker", "ec2", "github")),
+    *(f"{STORE}.aws_iam_role_policy.{name}" for name in ("gateway", "reader")),
+    f"{STORE}.aws_iam_role_policy_attachment.trainer",
+    f"{STORE}.aws_s3_bucket_policy.this",
+]
+GITHUB = f"arn:aws:iam::{ACCOUNT}:oidc-provider/token.actions.githubusercontent.com"
+VIA_S3 = {"kms:ViaService": f"s3.{REGION}.amazonaws.com"}
+
+
+@dataclass(frozen=True)
+class Room:
+    """The applied resources, address below module.room -> values; `url` is the local AWS that holds them."""
+
+    url: str
+    resources: dict[str, dict[str, Any]]
+    session_template: str
+
+    def document(self, address, field="policy"):
+        return json.loads(self.resources[address][field])
+
+    def role(self, address):
+        """Policies of a role: inline ones and attached ones of ours."""
+        name = self.resources[address]["name"]
+        inline = [r["policy"] for a, r in self.resources.items() if ".aws_iam_role_policy." in a and r["role"] == name]
+        arns = {r["policy_arn"] for a, r in self.resources.items() if "_attachment." in a and r["role"] == name}
+        managed = [r["policy"] for a, r in self.resources.items() if ".aws_iam_policy." in a and r["arn"] in arns]
+        return [json.loads(text) for text in inline + managed]
+
+    @property
+    def bucket(self):
+        return self.resources["module.store.aws_s3_bucket.this"]["arn"]
+
+    def session(self, prefix):
+        """The published session policy, filled in for one job as a launcher does."""
+        return json.loads(self.session_template.replace("JOB_PREFIX", prefix))
+
+
+@pytest.fixture(scope="module")
+def room(base_env, aws_provider, aws_server, tmp_path_factory):
+    patched_moto.reset(aws_server)
+    client(aws_server, "s3").create_bucket(Bucket=STATE_BUCKET)
+    copy = tmp_path_factory.mktemp("policies") / "infra"
+    shutil.copytree(INFRA, copy, ignore=shutil.ignore_patterns(".terraform"))
+    root = copy / "live/dev/aws"
+    (root / "given.auto.tfvars.json").write_text(json.dumps(variables(aws_server)))
+    env = {**base_env, "AWS_ENDPOINT_URL": aws_server}
+
+    def terraform(*words, said=""):
+        done = subprocess.run(["terraform", *words], cwd=root, env=env, capture_output=True, text=True, input=said)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    terraform("init", "-input=false", f"-backend-config=bucket={STATE_BUCKET}", f"-backend-config=region={REGION}")
+    terraform("apply", "-input=false", "-auto-approve", *(f"-target={target}" for target in TARGETS))
+    state = json.loads(terraform("show", "-json"))["values"]["root_module"]
+    template = json.loads(terraform("console", said="module.room.trainer_session_policy\n"))
+    return Room(aws_server, dict(_resources(state)), template)
+
+
+def _resources(module):
+    for resource in module.get("resources", []):
+        yield resource["address"].removeprefix("module.room."), resource["values"]
+    for child in module.get("child_modules", []):
+        yield from _resources(child)
+
+
+def test_a_trainer_session_reaches_its_own_job_and_no_other(room):
+    role = room.role("module.store.aws_iam_role.trainer")
+    session = room.session("clients/acme/jobs/j1")
+
+    def may(action, key):
+        return is_allowed(action, f"{room.bucket}/{key}", role, session)
+
+    for action in ("s3:GetObject", "s3:PutObject", "s3:PutObjectTagging", "s3:AbortMultipartUpload"):
+        assert may(action, "clients/acme/jobs/j1/adapter/adapter_model.safetensors")
+        for other in ("clients/acme/jobs/j2/x", "clients/acme/jobs/j11/x", "clients/other/jobs/j1/x", "machines/i/x"):
+            assert not may(action, other)
+    assert may("s3:GetObject", "models/Qwen/config.json")
+    assert not may("s3:PutObject", "models/Qwen/config.json"), "a job must not change the base model of others"
+    assert may("s3:DeleteObject", "clients/acme/jobs/j1/checkpoints/step-10/x")
+    assert not may("s3:DeleteObject", "clients/acme/jobs/j1/adapter/x")
+    assert is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j2/x", role), "the session is what narrows it"
+
+
+def test_a_trainer_session_lists_its_own_job_only(room):
+    role = room.role("module.store.aws_iam_role.trainer")
+    session = room.session("clients/acme/jobs/j1")
+    for prefix, expected in [("clients/acme/jobs/j1/", True), ("clients/acme/jobs/j2/", False), ("", False)]:
+        context = {"s3:prefix": prefix}
+        assert is_allowed("s3:ListBucket", room.bucket, role, session, context=context) is expected
+    assert not is_allowed("s3:ListBucket", room.bucket, role, session)
+
+
+def test_the_session_policy_fits_into_what_sts_takes(room):
+    longest = "clients/" + "c" * 64 + "/jobs/" + "j" * 64
+    assert len(json.dumps(room.session(longest), separators=(",", ":"))) <= 2048
+
+
+@pytest.mark.parametrize("role", ["gateway", "trainer", "reader[0]"])
+def test_nobody_fetches_without_tls(role, room):
+    policies = room.role(f"module.store.aws_iam_role.{role}")
+    wall = room.document("module.store.aws_s3_bucket_policy.this")
+    adapter = f"{room.bucket}/clients/acme/jobs/j1/adapter/adapter_model.safetensors"
+    assert is_allowed("s3:GetObject", adapter, policies, bucket=wall)
+    assert not is_allowed("s3:GetObject", adapter, policies, bucket=wall, context={"aws:SecureTransport": "false"})
+
+
+def test_the_key_is_used_through_the_store_only(room):
+    key = room.resources["module.store.aws_kms_key.this"]["arn"]
+    for name in ("gateway", "trainer", "reader[0]"):
+        role = room.role(f"module.store.aws_iam_role.{name}")
+        assert is_allowed("kms:Decrypt", key, role, context=VIA_S3)
+        assert not is_allowed("kms:Decrypt", key, role)
+        assert not is_allowed("kms:ScheduleKeyDeletion", key, role, context=VIA_S3)
+    reader = room.role("module.store.aws_iam_role.reader[0]")
+    assert not is_allowed("kms:GenerateDataKey", key, reader, context=VIA_S3)
+
+
+@pytest.mark.parametrize(
+    ("subject", "audience", "expected"),
+    [
+        ("repo:acme/lorry:environment:dev", "sts.amazonaws.com", True),
+        ("repo:acme@11/lorry@22:environment:dev", "sts.amazonaws.com", True),
+        ("repo:acme@11/lorry@22:ref:refs/heads/main", "sts.amazonaws.com", True),
+        ("repo:acme@11/lorry@22:environment:dev", "https://github.com/acme", False),
+        ("repo:acme/other:environment:dev", "sts.amazonaws.com", False),
+        ("repo:acme/lorry-evil:environment:dev", "sts.amazonaws.com", False),
+        ("repo:evil/lorry:environment:dev", "sts.amazonaws.com", False),
+        ("repo:acme@99/lorry@22:environment:dev", "sts.amazonaws.com", False),
+        ("repo:acme@11/lorry@99:environment:dev", "sts.amazonaws.com", False),
+        ("repo:acme/lorry:environment:prod", "sts.amazonaws.com", False),
+        ("repo:acme/lorry:pull_request", "sts.amazonaws.com", False),
+        ("repo:acme/lorry:ref:refs/heads/feature", "sts.amazonaws.com", False),
+    ],
+)
+def test_github_lets_in_this_repository_and_no_other(subject, audience, expected, room):
+    trust = room.document("module.github.aws_iam_role.actions", "assume_role_policy")
+    host = "token.actions.githubusercontent.com"
+    context = {f"{host}:sub": subject, f"{host}:aud": audience}
+    assert is_trusted(trust, "sts:AssumeRoleWithWebIdentity", "Federated", GITHUB, context) is expected
+    assert not is_trusted(trust, "sts:AssumeRoleWithWebIdentity", "Federated", GITHUB.replace("git", "x"), context)
+
+
+def test_the_gateway_serves_every_client_and_nothing_else(room):
+    role = room.role("module.store.aws_iam_role.gateway")
+    for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"):
+        assert is_allowed(action, f"{room.bucket}/clients/acme/jobs/j1/x", role)
+        assert not is_allowed(action, f"arn:aws:s3:::{STATE_BUCKET}/dev/aws.tfstate", role)
+    assert is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role)
+    assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role)
+    assert not is_allowed("s3:DeleteBucket", room.bucket, role)
+    assert not is_allowed("s3:PutBucketPolicy", room.bucket, role)
+    assert not is_allowed("iam:CreateUser", "*", role)
+    trainer = room.resources["module.store.aws_iam_role.trainer"]["arn"]
+    assert is_allowed("sts:AssumeRole", trainer, role)
+    assert not is_allowed("sts:AssumeRole", room.resources["module.github.aws_iam_role.actions"]["arn"], role)
+
+
+def test_roles_are_taken_by_those_who_were_named(room):
+    door, serving = f"arn:aws:iam::{ACCOUNT}:role/front-door", f"arn:aws:iam::{ACCOUNT}:user/serving"
+    gateway = room.resources["module.store.aws_iam_role.gateway"]["arn"]
+    takers = {"gateway": {door}, "trainer": {door, gateway}, "reader[0]": {serving}}
+    for name, allowed in takers.items():
+        trust = room.document(f"module.store.aws_iam_role.{name}", "assume_role_policy")
+        for who in (door, serving, gateway, f"arn:aws:iam::{ACCOUNT}:root", f"arn:aws:iam::{ACCOUNT}:user/other"):
+            assert is_trusted(trust, "sts:AssumeRole", "AWS", who) is (who in allowed)
+
+
+def test_the_reader_fetches_adapters_and_nothing_else(room):
+    role = room.role("module.store.aws_iam_role.reader[0]")
+    job = f"{room.bucket}/clients/acme/jobs/j1"
+    assert is_allowed("s3:GetObject", f"{job}/adapter/adapter_model.safetensors", role)
+    assert is_allowed("s3:GetObject", f"{job}/manifest.json", role)
+    for action, resource in [
+        ("s3:GetObject", f"{job}/train.jsonl"),
+        ("s3:GetObject", f"{job}/checkpoints/step-1/x"),
+        ("s3:PutObject", f"{job}/adapter/x"),
+        ("s3:DeleteObject", f"{job}/adapter/x"),
+        ("s3:ListBucket", room.bucket),
+    ]:
+        assert not is_allowed(action, resource, role, context={"s3:prefix": "clients/acme/"})
+
+
+def test_a_machine_reads_its_own_launch_folder_and_no_clients_data(room):
+    role = room.role("module.ec2[0].aws_iam_role.machine")
+    me = {"aws:userid": "AROA:i-1"}
+    assert is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role, context=me)
+    assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-2/launch.json", role, context=me)
+    assert not is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j1/train.jsonl", role, context=me)
+    assert not is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role, context=me)
+    assert not is_allowed("ec2:RunInstances", "*", role, context=me)
+    image = room.resources['module.registry.aws_ecr_repository.this["trainer"]']["arn"]
+    assert is_allowed("ecr:BatchGetImage", image, role)
+    assert not is_allowed("ecr:PutImage", image, role)
+
+
+def test_the_sagemaker_launcher_stays_within_its_limits(room):
+    launcher = [room.document("module.sagemaker.aws_iam_policy.launcher")]
+    job = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job"
+
+    def may(name="lorry-dev-1", types=("ml.p5.4xlarge",), seconds=12 * 3600):
+        context = {"sagemaker:InstanceTypes": list(types), "sagemaker:MaxRuntimeInSeconds": seconds}
+        return is_allowed("sagemaker:CreateTrainingJob", f"{job}/{name}", launcher, context=context)
+
+    assert may()
+    assert not may(types=["ml.p5.48xlarge"])
+    assert not may(types=["ml.p5.4xlarge", "ml.p5.48xlarge"])
+    assert not may(seconds=12 * 3600 + 1)
+    assert not may(name="other-1")
+    role = room.resources["module.sagemaker.aws_iam_role.execution"]["arn"]
+    for service, expected in [("sagemaker.amazonaws.com", True), ("ec2.amazonaws.com", False)]:
+        assert is_allowed("iam:PassRole", role, launcher, context={"iam:PassedToService": service}) is expected
+
+
+def test_the_sagemaker_role_passes_the_sdk_check_and_is_for_this_account(room):
+    role = room.role("module.sagemaker.aws_iam_role.execution")
+    for action in ("ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", "ec2:DescribeVpcs"):
+        assert is_allowed(action, "*", role)
+    assert is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j1/train.jsonl", role)
+    assert not is_allowed("s3:GetObject", f"arn:aws:s3:::{STATE_BUCKET}/dev/aws.tfstate", role)
+    trust = room.document("module.sagemaker.aws_iam_role.execution", "assume_role_policy")
+    for account, expected in [(ACCOUNT, True), ("210987654321", False)]:
+        context = {"aws:SourceAccount": account}
+        assert is_trusted(trust, "sts:AssumeRole", "Service", "sagemaker.amazonaws.com", context) is expected
+
+
+def test_the_ec2_launcher_starts_from_its_template_and_ends_its_own(room):
+    launcher = [room.document("module.ec2[0].aws_iam_policy.launcher")]
+    template = room.resources["module.ec2[0].aws_launch_template.this"]["arn"]
+    instance = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/i-1"
+
+    def may_start(**context):
+        return is_allowed("ec2:RunInstances", instance, launcher, context=context)
+
+    assert may_start(**{"ec2:LaunchTemplate": template, "ec2:InstanceType": "g6e.12xlarge"})
+    assert not may_start(**{"ec2:LaunchTemplate": template, "ec2:InstanceType": "p5.48xlarge"})
+    assert not may_start(**{"ec2:LaunchTemplate": template + "0", "ec2:InstanceType": "g6e.12xlarge"})
+    assert not may_start(**{"ec2:InstanceType": "g6e.12xlarge"})
+    for prefix, expected in [("lorry-dev", True), ("lorry-prod", False)]:
+        context = {"ec2:ResourceTag/lorry": prefix}
+        assert is_allowed("ec2:TerminateInstances", instance, launcher, context=context) is expected
+    assert not is_allowed("ec2:TerminateInstances", instance, launcher)
+    assert not is_allowed("ec2:CreateTags", instance, launcher), "tags are set at the start only"
+
+
+def test_the_local_aws_enforces_the_same(room):
+    """Real requests under the roles, with enforcement on: signatures and role policies count."""
+    bucket = room.bucket.removeprefix("arn:aws:s3:::")
+    s3, sts = client(room.url, "s3"), client(room.url, "sts")
+    job = "clients/acme/jobs/j1"
+    s3.put_object(Bucket=bucket, Key=f"{job}/train.jsonl", Body=b"x")
+    s3.put_object(Bucket=bucket, Key=f"{job}/adapter/a", Body=b"x")
+    taken = {}
+    for name in ("gateway", "trainer", "reader[0]"):
+        arn = room.resources[f"module.store.aws_iam_role.{name}"]["arn"]
+        got = sts.assume_role(RoleArn=arn, RoleSessionName="test")["Credentials"]
+        taken[name] = client(room.url, "s3", got["AccessKeyId"], got["SecretAccessKey"], got["SessionToken"])
+
+    def refused(call, **arguments):
+        with pytest.raises(ClientError) as caught:
+            call(Bucket=bucket, **arguments)
+        return caught.value.response["Error"]["Code"] in ("AccessDenied", "403")
+
+    with enforcement(room.url):
+        assert taken["gateway"].get_object(Bucket=bucket, Key=f"{job}/train.jsonl")["Body"].read() == b"x"
+        taken["trainer"].put_object(Bucket=bucket, Key=f"{job}/adapter/b", Body=b"y")
+        assert taken["reader[0]"].get_object(Bucket=bucket, Key=f"{job}/adapter/b")["Body"].read() == b"y"
+        assert refused(taken["reader[0]"].get_object, Key=f"{job}/train.jsonl")
+        assert refused(taken["reader[0]"].put_object, Key=f"{job}/adapter/b", Body=b"z")
+        assert refused(taken["trainer"].put_object, Key="models/a", Body=b"z")
+        assert refused(taken["trainer"].delete_object, Key=f"{job}/adapter/b")
+        patched_moto.Wire.plain_http = True
+        assert refused(taken["gateway"].get_object, Key=f"{job}/train.jsonl")
+        patched_moto.Wire.plain_http = False
+
+
+class enforcement:  # noqa: N801
+    """While it lasts, the local AWS checks permissions."""
+
+    def __init__(self, url):
+        self.url = url
+
+    def __enter__(self):
+        self._after(b"0")
+
+    def __exit__(self, *error):
+        self._after(b"inf")
+
+    def _after(self, requests):
+        headers = {"content-type": "text/plain"}
+        sent = urllib.request.Request(f"{self.url}/moto-api/reset-auth", requests, headers, method="POST")
+        urllib.request.urlopen(sent, timeout=10).read()
