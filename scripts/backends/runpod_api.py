@@ -42,6 +42,7 @@ _MAX_ANSWER_BYTES = 64 * 2**20
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _SILENCE_SECONDS = 30.0  # after so long without a line, a stream of logs is taken to have ended
 _HIDDEN = "[hidden]"
+_UNSAID = b'{"detail": "its words are not shown, since they may repeat the secret"}'
 
 
 class RunpodApi:
@@ -191,7 +192,7 @@ class RunpodApi:
                     raw = _body(response)
                 if response.is_success:
                     return response, raw
-                error = self._refusal(where, response, b"" if secret else raw)
+                error = self._refusal(where, response, _UNSAID if secret else raw)
                 wait = _retry_after(response) or 2 ** (attempt - 1)
             except httpx.HTTPError as failure:
                 unsent = isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout)

@@ -7,16 +7,13 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
 
 from scripts.errors import Conflict, InputError, NotFound, Refused, VerificationFailed
@@ -24,38 +21,11 @@ from scripts.model_manifest import ModelManifest, folder_name, read_manifest, ve
 from scripts.models import model_folder, model_problem
 from scripts.stage import SPARE_BYTES, Staging, require_known_volume, stage
 from scripts.store import open_store
+from tests.setup.model_copy import MODEL, NAME, SHARDS, STAGED, make_copy, write_shard
 
-MODEL = "Qwen/Qwen3-8B"
-NAME = "Qwen--Qwen3-8B"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40
 NOW = 1_790_000_000.0
-SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-STAGED = sorted(["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors.index.json", *SHARDS])
-
-
-def write_shard(path: Path, tensor: str, values: int, fill: int = 1) -> None:
-    header = json.dumps({tensor: {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}}).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.write(bytes([fill]) * values if values < 10**7 else b"")
-        file.truncate(8 + len(header) + values)
-
-
-def make_copy(folder: Path, values: int = 5000) -> Path:
-    """A model as the hub has it, with code and pickles beside the files that are wanted."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"model_type": "qwen3"}')
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    for number, shard in enumerate(SHARDS):
-        write_shard(folder / shard, f"t{number}", values)
-    index = {"weight_map": {f"t{number}": shard for number, shard in enumerate(SHARDS)}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    for unwanted in ("pytorch_model.bin", "modeling_qwen.py", "README.md", ".gitattributes"):
-        (folder / unwanted).write_bytes(b"\x80\x04 not wanted")
-    write_shard(folder / "consolidated.safetensors", "t0", 100)
-    return folder
 
 
 @pytest.fixture
@@ -405,6 +375,20 @@ def hub(folder):
         server.server_close()
 
 
-@pytest.fixture
-def s3(aws):
-    return boto3.client("s3")
+def test_the_command_stages_verifies_and_prints_the_manifest(copy, tmp_path, lorry):
+    done = lorry("stage", MODEL, "--from", str(copy), "--revision", REVISION)
+    where = (tmp_path / "models" / NAME).as_uri()
+    assert (done.code, done.out) == (0, f"{where}: staged: {MODEL}, revision {REVISION}, 6 files, 0.0 GB\n")
+    assert "every byte is right" in lorry("stage", MODEL, "--verify").out
+    manifest = ModelManifest.model_validate_json(lorry("stage", MODEL, "--json").out)
+    assert manifest.revision == REVISION
+    (tmp_path / "models" / NAME / "tokenizer.json").write_text("no")
+    bad = lorry("stage", MODEL, "--verify")
+    assert (bad.code, bad.out) == (7, "")
+    assert bad.error.endswith("not the 2 bytes of the manifest; stage Qwen/Qwen3-8B again: sound files are kept\n")
+
+
+def test_a_revision_that_is_no_commit_is_refused(lorry, capsys):
+    with pytest.raises(SystemExit):
+        lorry("stage", MODEL, "--revision", "main")
+    assert "'main' is not a full commit: 40 characters 0-9a-f" in capsys.readouterr().err

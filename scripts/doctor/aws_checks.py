@@ -1,0 +1,140 @@
+"""Checks of AWS: credentials, the store's bucket, quotas of the GPUs that a room rents, the image's digest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from scripts.doctor.finding import NO_ROOM, Check, Finding, Subject, failed, not_checked, ok
+from scripts.store import open_store
+
+_CODES = {  # quota code -> service, what it counts, what it is for, what the largest node takes
+    "L-82E1C851": ("sagemaker", "ml.p5.48xlarge for training jobs", "instances", 1),
+    "L-417A185B": ("ec2", "running on-demand P instances", "vCPUs", 192),
+    "L-DB2E81BA": ("ec2", "running on-demand G and VT instances", "vCPUs", 192),
+}
+_ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<name>[^@:]+)")
+_DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
+_SIGN_IN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+def check_credentials(subject: Subject) -> Iterator[Finding]:
+    """Whose credentials these are."""
+    if why := _no_aws(subject):
+        yield not_checked("AWS credentials", why, _SIGN_IN)
+        return
+    answer = _ask(subject, "sts", "get_caller_identity")
+    if isinstance(answer, str):
+        yield failed("AWS credentials", answer, "sign in again, or correct the key")
+    else:
+        yield ok("AWS credentials", f"account {answer['Account']}, {answer['Arn']}")
+
+
+def check_bucket(subject: Subject) -> Iterator[Finding]:
+    """The store can be reached and read. A missing key in it is an answer too."""
+    url = str(subject.rooms.get("store_url") or subject.store)
+    if not url.startswith("s3://"):
+        want = "set LORRY_STORE to s3://bucket/prefix; machines elsewhere cannot read a folder of this one"
+        yield not_checked("store", f"{url or 'none'} is no bucket", want)
+    elif why := _no_aws(subject):
+        yield not_checked("store", why, _SIGN_IN)
+    else:
+        open_store(url).read("lorry-doctor/none")
+        yield ok("store", f"{url} can be read")
+
+
+def check_quotas(subject: Subject) -> Iterator[Finding]:
+    """The account may start what the AWS room rents. Quotas of GPUs begin at 0, and raising them takes days."""
+    codes = _needed_codes(subject)
+    if not codes:
+        yield not_checked("AWS quotas", "no applied AWS room rents GPUs", "name a root such as infra/live/prod/aws")
+    for code in codes:
+        service, what, unit, most = _CODES[code]
+        name = f"AWS quota {code}"
+        if why := _no_aws(subject):
+            yield not_checked(name, why, _SIGN_IN)
+            continue
+        answer = _ask(subject, "service-quotas", "get_service_quota", ServiceCode=service, QuotaCode=code)
+        step = f"look in the console of Service Quotas for '{what}'"
+        if isinstance(answer, str):
+            yield not_checked(name, answer, step)
+        elif answer["Quota"]["Value"] <= 0:
+            yield failed(name, f"0 {unit} of {what}", f"ask for {most}; it takes days, so ask now")
+        else:
+            yield ok(name, f"{answer['Quota']['Value']:g} {unit} of {what}; the largest node takes {most}")
+
+
+def check_image(subject: Subject) -> Iterator[Finding]:
+    """The trainer image that the Pod template names is pinned, and its digest is in the registry."""
+    if subject.runpod is None or not subject.rooms.get("pod_template_id"):
+        why = subject.why_no_runpod if subject.runpod is None else "no applied Runpod room was given"
+        yield not_checked("image", why, NO_ROOM)
+        return
+    template = subject.runpod.read("templates", subject.rooms["pod_template_id"]) or {}
+    image = str(template.get("image"))
+    digest, home = _DIGEST.search(image), _ECR.match(image)
+    if digest is None:
+        yield failed("image", f"{image} is not pinned by digest", "name it as registry/name@sha256:...")
+    elif home is None:
+        yield not_checked("image", f"{image} is not in ECR", "look in its own registry that the digest is there")
+    elif why := _no_aws(subject):
+        yield not_checked("image", why, _SIGN_IN)
+    else:
+        yield _in_registry(subject, image, home, digest[1])
+
+
+def _in_registry(subject: Subject, image: str, home: re.Match[str], digest: str) -> Finding:
+    where: dict[str, Any] = {"registryId": home["account"], "repositoryName": home["name"]}
+    answer = _ask(subject, "ecr", "describe_images", home["region"], **where, imageIds=[{"imageDigest": digest}])
+    if isinstance(answer, str):
+        return failed("image", f"{image}: {answer}", "push the image, or correct images.trainer of the Runpod root")
+    return ok("image", f"{image} is in the registry")
+
+
+def _needed_codes(subject: Subject) -> list[str]:
+    types = [str(name) for name in subject.rooms.get("ec2_instance_types") or ()]
+    needed = ["L-82E1C851"] if subject.rooms.get("sagemaker_role_arn") else []
+    needed += ["L-417A185B"] if any(name.startswith("p") for name in types) else []
+    return needed + (["L-DB2E81BA"] if any(name.startswith("g") for name in types) else [])
+
+
+def _no_aws(subject: Subject) -> str:
+    """Why AWS cannot be asked; empty when it can."""
+    endpoint = subject.environment.get("AWS_ENDPOINT_URL", "")
+    if (urlsplit(endpoint).hostname or "").endswith(".runpod.io"):
+        return "AWS_ENDPOINT_URL names Runpod's S3, not AWS"
+    import boto3
+
+    return "" if boto3.Session().get_credentials() else "there are no AWS credentials"
+
+
+def _ask(
+    subject: Subject, service: str, action: str, region: str | None = None, **arguments: Any
+) -> dict[str, Any] | str:
+    """The answer of AWS, or the sentence in which it was refused."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    region = region or subject.rooms.get("region") or boto3.Session().region_name or "us-east-1"
+    config = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 2})
+    try:
+        client = boto3.client(service, region_name=region, config=config)
+        return dict(getattr(client, action)(**arguments))
+    except ClientError as error:
+        said = error.response["Error"]
+        return (
+            f"{said.get('Code', 'refused')} ({' '.join(str(said.get('Message') or 'no reason given').split())[:200]})"
+        )
+    except BotoCoreError as error:
+        return " ".join(str(error).split())[:200]
+
+
+AWS_CHECKS: dict[str, Check] = {
+    "AWS credentials": check_credentials,
+    "store": check_bucket,
+    "AWS quotas": check_quotas,
+    "image": check_image,
+}

@@ -1,0 +1,77 @@
+"""The web app's settings from what applied rooms say about themselves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scripts.env import as_dotenv, web_settings
+from scripts.errors import NotFound
+
+ROOM = {
+    "datacenter": "US-KS-2",
+    "volume_id": "v1",
+    "training_endpoint_id": "e1",
+    "training_url": "https://api.runpod.ai/v2/e1",
+    "gateway_url": "https://g1.api.runpod.ai",
+    "serving_endpoint_id": "s1",
+    "serving_openai_url": "https://api.runpod.ai/v2/s1/openai/v1",
+    "registry_id": "r1",
+    "registry_password": "CANARY",
+}
+DOTENV = """\
+GPU_CLUSTER_API_URL=https://g1.api.runpod.ai/v2/lorry
+INFERENCE_API_URL=https://api.runpod.ai/v2/s1
+RUNPOD_DATACENTER=US-KS-2
+RUNPOD_VOLUME_ID=v1
+RUNPOD_TRAINING_ENDPOINT_ID=e1
+RUNPOD_SERVING_ENDPOINT_ID=s1
+# GPU_CLUSTER_API_KEY is secret and not written here: set it to the client's key of the front door
+"""
+
+
+def test_the_front_door_is_what_the_web_app_calls():
+    assert as_dotenv(web_settings(ROOM)) == DOTENV
+
+
+def test_without_a_front_door_the_web_app_calls_the_training_endpoint():
+    web = web_settings(ROOM | {"gateway_url": None, "serving_openai_url": None, "serving_endpoint_id": None})
+    assert web.settings["GPU_CLUSTER_API_URL"] == "https://api.runpod.ai/v2/e1"
+    assert web.secrets == {"GPU_CLUSTER_API_KEY": "a Runpod key that may only call this endpoint"}
+    assert not any(name.startswith("INFERENCE") or "SERVING" in name for name in web.settings)
+
+
+def test_rooms_in_which_nothing_trains_are_named():
+    with pytest.raises(NotFound, match="no front door and no training endpoint; name the Runpod root too"):
+        web_settings({"store_url": "s3://b", "region": "us-east-1"})
+
+
+def test_a_value_that_a_shell_would_split_is_quoted():
+    assert 'RUNPOD_DATACENTER="a b # \\"c\\""\n' in as_dotenv(web_settings(ROOM | {"datacenter": 'a b # "c"'}))
+
+
+def test_settings_are_read_from_real_roots_and_written_once(apply_room, lorry, tmp_path):
+    roots = [str(apply_room(ROOM)), str(apply_room({"store_url": "s3://lorry-bucket", "region": "us-east-1"}))]
+    printed = lorry("env", *roots)
+    assert printed.code == 0
+    assert "LORRY_STORE=s3://lorry-bucket\nLORRY_STORE_REGION=us-east-1\n" in printed.out
+    assert "CANARY" not in printed.out
+    assert json.loads(lorry("env", *roots, "--json").out)["settings"]["RUNPOD_VOLUME_ID"] == "v1"
+
+    file = tmp_path / ".env.local"
+    for _ in range(2):
+        done = lorry("env", *roots, "--out", str(file))
+        assert done.out == f"{file}: 8 settings; set GPU_CLUSTER_API_KEY yourself\n"
+    assert file.read_text() == printed.out
+    file.write_text(printed.out + "GPU_CLUSTER_API_KEY=mine\n")
+    refused = lorry("env", *roots, "--out", str(file))
+    assert (refused.code, "it exists and says something else" in refused.error) == (5, True)
+    assert "mine" in file.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [".env.local"]
+
+
+def test_a_root_that_was_never_applied_is_named(lorry, tmp_path):
+    done = lorry("env", str(tmp_path))
+    assert done.code == 4
+    assert "nothing has been applied here" in done.error
