@@ -5,6 +5,7 @@ A JSON Lines file is read a line at a time in bounded memory. One JSON object or
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -79,8 +80,7 @@ def open_container(path: Path, file: BinaryIO) -> Container:
 
 def read_row(file: BinaryIO, offset: int, length: int) -> bytes:
     """The bytes of a row seen before."""
-    file.seek(offset)
-    return file.read(length)
+    return os.pread(file.fileno(), length, offset)
 
 
 def _refuse_foreign(name: str, head: bytes) -> None:

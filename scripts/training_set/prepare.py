@@ -130,10 +130,16 @@ class _Preparation:
                 yield conversation, name if number == 1 else f"{name}/{number}", example
 
     def _of_pairs(self, conversation: int, form: Form) -> Iterator[Example]:
-        def pairs() -> Iterator[Pair]:
-            return (pair for pair, repeated in without_repetitions(self._load(conversation, form)) if not repeated)
+        repetitions = 0
 
-        self.duplicates += sum(repeated for _, repeated in without_repetitions(self._load(conversation, form)))
+        def pairs() -> Iterator[Pair]:
+            nonlocal repetitions
+            repetitions = 0
+            for pair, repeated in without_repetitions(self._load(conversation, form)):
+                repetitions += repeated
+                if not repeated:
+                    yield pair
+
         whole = merged(pairs())
         answers = 2 if whole is None else sum("trained" in message for message in whole.messages)
         if whole is None or self.counter.splits_answers:
@@ -142,6 +148,7 @@ class _Preparation:
         else:
             self.merged += answers > 1
             yield whole
+        self.duplicates += repetitions
 
     def _of_rows(self, conversation: int, form: Form) -> Iterator[Example]:
         for example in self._load(conversation, form):
