@@ -78,7 +78,7 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Drops the lines of metrics.jsonl after `step`, and a line torn by a crash: they will be written again."""
         path = self.job / "metrics.jsonl"
-        if not self._keeper or not path.exists():
+        if not self._keeper or not path.is_file():
             return
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         temporary = path.with_name(".metrics.jsonl.tmp")

@@ -11,7 +11,7 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from transformers import AutoModelForCausalLM
 
 from trainer.base_files import LOADING, BaseFiles, refuse_incomplete
-from trainer.failures import TrainingStopped
+from trainer.failures import TrainingStopped, explain
 
 
 def load_base(files: BaseFiles, dtype: Any) -> Any:
@@ -20,7 +20,12 @@ def load_base(files: BaseFiles, dtype: Any) -> Any:
     HfDeepSpeedConfig must exist and be held by the caller. Raises TrainingStopped.
     """
 
-    model, info = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **LOADING)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **LOADING)
+    except (RuntimeError, ValueError) as error:
+        if explain(error)[0] != "unexpected":
+            raise
+        raise TrainingStopped("bad_base_model", f"{files.folder} does not load: {error}".splitlines()[0]) from error
     refuse_incomplete(info)
     refuse_unpartitioned(model)
     refuse_eager(model.config)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -73,7 +73,7 @@ def load_adapter(model_folder: Path, adapter: Path, precision: str) -> tuple[Any
     refuse_incomplete(info)
     try:
         peft_model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except (SafetensorError, ValueError, RuntimeError, OSError, KeyError) as error:
         raise TrainingStopped("no_effect", f"PEFT cannot load the adapter: {error}".splitlines()[0]) from error
     return peft_model.eval(), consumed_tensors(peft_model, adapter / WEIGHTS)
 
