@@ -88,6 +88,7 @@ class _Container:
         now = time.time()
         fresh = ContainerState(job_id=machine.job_id, stage="fetching", updated_at=now, started_at=now, pid=os.getpid())
         self._book = Logbook(machine.work, fresh, machine.timing.heartbeat)
+        self._came_from_elsewhere = False
         self.guard = Guard(self._folder, self._book, machine.timing)
 
     def run(self) -> int:
@@ -107,9 +108,10 @@ class _Container:
     def _resume(self, recorded: bytes | None) -> bool:
         """Takes up the record of an earlier start, here or in the store; True when the job has ended already."""
         local = read_record(ContainerState, self._work / "container.json")
-        known = [r for r in (local, ContainerState.model_validate_json(recorded) if recorded else None) if r]
-        if known:
-            self._book.state = max(known, key=lambda r: r.updated_at).model_copy(update={"pid": os.getpid()})
+        remote = ContainerState.model_validate_json(recorded) if recorded else None
+        self._came_from_elsewhere = bool(remote and (local is None or local.updated_at < remote.updated_at))
+        if known := remote if self._came_from_elsewhere else local:
+            self._book.state = known.model_copy(update={"pid": os.getpid()})
         if self._book.state.ended:
             self._book.say(f"the job has ended already: {self._book.state.ended}")
             return True
@@ -123,7 +125,7 @@ class _Container:
             return
         if (self._work / "adapter" / MANIFEST).exists():
             return self._carry(self.guard.beat_within(DELIVERY_SECONDS))
-        self.guard.aside(self._folder.fetch, self.guard.tick)
+        self.guard.aside(lambda: self._folder.fetch(self._came_from_elsewhere), self.guard.tick)
         spec = self._spec()
         age = max(0.0, time.time() - self._book.state.started_at)
         self.guard.set_deadline(spec.deadline_seconds - age)
@@ -216,9 +218,9 @@ class _Container:
             self._book.say(f"the prover ended with exit code {end.code}")
             if proof is not None and proof.passed and end.code == 0:
                 return proof
-            cause = cause_of_code(end.code)
-            if cause:
-                raise Left(Ending("failed", cause, proof.sentence if proof else ADVICE[cause]))
+            if cause := cause_of_code(end.code):
+                refused = self._read(Proof, "proof.json")
+                raise Left(Ending("failed", cause, refused.sentence if refused else ADVICE[cause]))
         death = self._death(end, "prove")
         raise Left(Ending("failed", death.cause, f"the adapter could not be proved: {sentence_of(death)}"))
 

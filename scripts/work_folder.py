@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from recipes.job import ContainerState, Stop, read_record
+from recipes.job import Stop
 from scripts.errors import LorryError
 from scripts.job_folder import Stamp, download_folder, upload_folder
 from scripts.store import READ_BYTES, FileStore, Store
 
-LIVE = ("status.json", "metrics.jsonl", "result.json", "proof.json", "container.json")
-"Small files that others watch while the job runs."
+RECORDS = ("status.json", "metrics.jsonl", "result.json", "proof.json", "probe.safetensors")
+"What the trainer knows of the job so far; others watch it while the job runs."
 CHECKPOINTS = "checkpoints"
 _CHECKPOINT = re.compile(r"^step-(\d{1,12})$")
 
@@ -28,8 +28,11 @@ class WorkFolder(Protocol):
 
     path: Path
 
-    def fetch(self) -> None:
-        """Brings what the job has so far to `path`. Raises ProviderError, NotFound, VerificationFailed."""
+    def fetch(self, records: bool) -> None:
+        """Brings what the job has so far to `path`, with `records` also what another machine wrote last.
+
+        Raises ProviderError, NotFound, VerificationFailed.
+        """
 
     def start(self) -> None:
         """From here on, `path` is carried home every few seconds."""
@@ -67,7 +70,7 @@ class HomeFolder:
         self.path = store.root / job_id
         self._store, self._job_id = store, job_id
 
-    def fetch(self) -> None:
+    def fetch(self, records: bool) -> None:
         return
 
     def start(self) -> None:
@@ -92,16 +95,17 @@ class RemoteFolder:
         self._stamps: dict[str, dict[str, Stamp]] = {}
         self._sending = threading.Lock()
 
-    def fetch(self) -> None:
+    def fetch(self, records: bool) -> None:
         keys = [key.removeprefix(f"{self._job_id}/") for key in self._store.keys(self._job_id)]
-        for name in ("launch.json", *(self._stale_records() if "container.json" in keys else ())):
+        for name in ("launch.json", *(RECORDS if records else ())):
             if name in keys:
                 self._store.get_file(f"{self._job_id}/{name}", self.path / name)
+        if records:
+            self._fetch_logs([key for key in keys if key.startswith("logs/")])
         complete = [key.split("/")[1] for key in keys if re.fullmatch(rf"{CHECKPOINTS}/step-\d+/COMPLETE", key)]
         newest = max(complete, key=step_of_checkpoint, default=None)
-        for part in ("data", "logs", "adapter", *([f"{CHECKPOINTS}/{newest}"] if newest else [])):
-            if part != "logs" or not (self.path / part).exists():
-                download_folder(self._store, f"{self._job_id}/{part}", self.path / part)
+        for part in ("data", "adapter", *([f"{CHECKPOINTS}/{newest}"] if newest else [])):
+            download_folder(self._store, f"{self._job_id}/{part}", self.path / part)
 
     def start(self) -> None:
         for action in (self._contact, self._carry_checkpoints):
@@ -127,7 +131,7 @@ class RemoteFolder:
     def _send_live(self) -> None:
         with self._sending:
             logs = sorted(p.relative_to(self.path).as_posix() for p in (self.path / "logs").glob("*.log"))
-            for name in (*LIVE, "probe.safetensors", *logs):
+            for name in (*RECORDS, *logs, "container.json"):
                 path = self.path / name
                 data = path.read_bytes() if path.is_file() and path.stat().st_size <= READ_BYTES else None
                 if data is not None and self._sent.get(name) != data:
@@ -140,13 +144,14 @@ class RemoteFolder:
             part = f"{CHECKPOINTS}/{newest}"
             upload_folder(self._store, self.path / part, f"{self._job_id}/{part}", self._stamps.setdefault(newest, {}))
 
-    def _stale_records(self) -> tuple[str, ...]:
-        """The records that the store knows better than this disk: all, unless this machine worked on the job last."""
-        here = read_record(ContainerState, self.path / "container.json")
-        there = self._store.read(f"{self._job_id}/container.json")
-        if here and there and here.updated_at >= ContainerState.model_validate_json(there).updated_at:
-            return ()
-        return (*LIVE, "probe.safetensors")
+    def _fetch_logs(self, names: list[str]) -> None:
+        """What earlier machines logged; the lines that this one has written already go below theirs."""
+        for name in names:
+            path = self.path / name
+            own = path.read_bytes() if path.is_file() else b""
+            earlier = self._store.read(f"{self._job_id}/{name}") or b""
+            if not own.startswith(earlier):
+                path.write_bytes(earlier + own)
 
 
 def _read_stop(store: Store, job_id: str) -> Stop | None:

@@ -35,8 +35,8 @@ def main() -> int:
     passed = fault != "no_effect"
     proof = {
         "job_id": result["job_id"], "passed": passed, "sentence": "it changes the model" if passed else "it is empty",
-        "adapter_sha256": result["adapter_sha256"], "tensors": 1, "tensors_consumed": 1, "effect": 0.5 * passed,
-        "reproduction_error": 0.0, "positions": 4, "seconds": 0.1,
+        "adapter_sha256": result["adapter_sha256"] if passed else {}, "tensors": 1, "tensors_consumed": 1,
+        "effect": 0.5 * passed, "reproduction_error": 0.0, "positions": 4, "seconds": 0.1,
     }  # fmt: skip
     write(job / "proof.json", proof)
     return 0 if passed else 30

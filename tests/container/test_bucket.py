@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -23,13 +24,29 @@ from tests.container.conftest import Job
 MakeJob = Callable[..., Job]
 
 
+class Gate:
+    """Stands before the server and refuses the next `refusals` uploads of adapter files."""
+
+    def __init__(self, app: Any) -> None:
+        self.app, self.refusals = app, 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if self.refusals and environ["REQUEST_METHOD"] == "PUT" and "/adapter/" in environ["PATH_INFO"]:
+            self.refusals -= 1
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        return self.app(environ, start_response)
+
+
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A store in a bucket of moto's server."""
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """moto's server behind a gate, and the environment that leads boto3 to it."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    gate = Gate(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, gate, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -41,10 +58,16 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     values |= {"SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1", "SHARED_CREDENTIALS_FILE": os.devnull}
     for name, value in values.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    name = f"jobs-{secrets.token_hex(8)}"  # moto keeps its buckets from one server to the next
-    boto3.client("s3").create_bucket(Bucket=name)
-    yield open_store(f"s3://{name}/jobs")
+    yield gate
     server.shutdown()
+
+
+@pytest.fixture
+def bucket(gate: Gate) -> Store:
+    """A store in a bucket of its own: moto keeps its buckets from one server to the next."""
+    name = f"jobs-{secrets.token_hex(8)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return open_store(f"s3://{name}/jobs")
 
 
 def make(make_job: MakeJob, bucket: Store, tmp_path: Path, **replay: Any) -> Job:
@@ -52,7 +75,7 @@ def make(make_job: MakeJob, bucket: Store, tmp_path: Path, **replay: Any) -> Job
 
 
 def test_a_new_machine_goes_on_from_the_bucket(make_job: MakeJob, bucket: Store, tmp_path: Path) -> None:
-    job = make(make_job, bucket, tmp_path, steps=150, step_seconds=0.03, checkpoint_steps=5)
+    job = make(make_job, bucket, tmp_path, steps=90, step_seconds=0.03, checkpoint_steps=5)
     job.launch()
     job.wait(lambda: any("step-00001" in key and "COMPLETE" in key for key in bucket.keys("job-1/checkpoints")))
     job.kill_container()
@@ -70,7 +93,8 @@ def test_a_new_machine_goes_on_from_the_bucket(make_job: MakeJob, bucket: Store,
     assert verify_adapter(tmp_path / "home").job_id == "job-1"
     keys = bucket.keys("job-1")
     assert {"job-1/logs/trainer-1.log", "job-1/logs/trainer-2.log", "job-1/logs/container.log"} <= set(keys)
-    assert b"takes the job, 1 attempts so far" in (bucket.read("job-1/logs/container.log") or b"")
+    log = bucket.read("job-1/logs/container.log") or b""
+    assert log.index(b"takes the job, 0 attempts so far") < log.index(b"takes the job, 1 attempts so far")
 
 
 def test_a_stop_in_the_bucket_reaches_the_machine_and_its_checkpoint_comes_home(
@@ -94,3 +118,17 @@ def test_a_job_in_a_bucket_can_be_stopped_from_here(make_job: MakeJob, bucket: S
     files = job.finish()
     assert files.container is not None
     assert files.container.ended == "cancelled", job.log()
+
+
+@pytest.mark.slow
+def test_hours_of_training_outwait_a_store_that_does_not_answer(
+    make_job: MakeJob, bucket: Store, gate: Gate, tmp_path: Path
+) -> None:
+    gate.refusals = 7  # five are boto3's own attempts, which take about ten seconds
+    job = make(make_job, bucket, tmp_path)
+    job.launch()
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "completed", job.log()
+    assert "the store does not take it, trying again" in job.log()
+    assert gate.refusals == 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from recipes.job import ContainerState
 from scripts.errors import NotFound
 from scripts.job_folder import JobFiles
 from scripts.job_lock import lock_owner
@@ -95,6 +96,19 @@ def test_the_deadline_counts_from_the_first_start(make_job: MakeJob) -> None:
     assert (files.container.ended, files.container.cause) == ("failed", "deadline")
     assert len(files.container.attempts) == 2
     assert checkpoints(job)
+
+
+def test_an_hour_that_an_earlier_machine_used_is_not_given_again(make_job: MakeJob) -> None:
+    job = make_job(deadline_seconds=3600, **SLOW)
+    began = time.time() - 3600
+    earlier = ContainerState(job_id="job-1", stage="training", updated_at=began + 9, started_at=began, pid=1)
+    job.store.write("job-1/container.json", earlier.model_dump_json().encode())
+    job.launch()
+    files = job.finish()
+    assert files.container is not None
+    assert (files.container.ended, files.container.cause) == ("failed", "deadline")
+    assert files.container.started_at == began
+    assert files.status is None or files.status.step < 100
 
 
 def test_a_machine_that_is_told_to_end_leaves_a_job_that_goes_on_elsewhere(make_job: MakeJob) -> None:
