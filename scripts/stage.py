@@ -78,7 +78,7 @@ def stage(staging: Staging, *, now: float, progress: Progress | None = None) -> 
     facts = staged_model(staging.model)
     with _alone(staging):
         standing = read_manifest(staging.store, staging.model)
-        _require_same_revision(staging, standing)
+        _require_same_revision(staging, staging.store, standing)
         if standing is not None and staging.copy is None:
             return _still_whole(staging, standing)
         copy = _find_or_fetch(staging, round(facts.checkpoint_gb * _GB))
@@ -88,9 +88,8 @@ def stage(staging: Staging, *, now: float, progress: Progress | None = None) -> 
         require_room(staging, {name: file.bytes for name, file in files.items()})
         for name in files:
             staging.store.put_file(copy.folder / name, f"{folder_name(staging.model)}/{name}", progress=progress)
-        manifest = ModelManifest(
-            model=staging.model, revision=copy.revision, source=copy.source, staged_at=now, files=files
-        )
+        revision = copy.revision or (standing.revision if standing else None)
+        manifest = ModelManifest(model=staging.model, revision=revision, source=copy.source, staged_at=now, files=files)
         staging.store.write(f"{folder_name(staging.model)}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
         return manifest
 
@@ -141,7 +140,8 @@ def _find_or_fetch(staging: Staging, expected_bytes: int) -> _Copy:
     here = FileStore(staging.models.resolve())
     folder = here.root / folder_name(staging.model)
     kept = read_manifest(here, staging.model)
-    if kept is not None and staging.revision in (None, kept.revision):
+    if kept is not None:
+        _require_same_revision(staging, here, kept)
         return _Copy(folder, kept.revision, kept.source, kept.files)
     there = sum(_size(path) for path in folder.rglob("*") if path.is_file())
     require_room(Staging(staging.model, here, staging.models), {"the model": max(0, expected_bytes - there)})
@@ -165,10 +165,14 @@ def _still_whole(staging: Staging, standing: ModelManifest) -> ModelManifest:
     return standing
 
 
-def _require_same_revision(staging: Staging, standing: ModelManifest | None) -> None:
-    if standing is not None and staging.revision and standing.revision not in (None, staging.revision):
-        where = f"{staging.store.url}/{folder_name(staging.model)}"
-        raise Conflict(Problem(where, f"revision {standing.revision} is staged, not {staging.revision}", _ELSEWHERE))
+def _require_same_revision(staging: Staging, store: Store, standing: ModelManifest | None) -> None:
+    """A copy with the same hashes may tell the revision of a staged model that did not know it; nothing else may."""
+    if standing is None or staging.revision in (None, standing.revision):
+        return
+    if standing.revision is not None or staging.copy is None:
+        where = f"{store.url}/{folder_name(staging.model)}"
+        said = f"revision {standing.revision or 'unknown'} is staged, not {staging.revision}"
+        raise Conflict(Problem(where, said, _ELSEWHERE))
 
 
 def _require_known_files(
@@ -188,7 +192,8 @@ def _require_known_files(
 def _alone(staging: Staging) -> Iterator[None]:
     """On a disk: no second `lorry stage` in the same folder, and nothing left of one that was killed."""
     if not isinstance(staging.store, FileStore):
-        yield
+        with disk_errors(staging.copy or staging.models):
+            yield
         return
     home = staging.store.root / folder_name(staging.model)
     with disk_errors(home):

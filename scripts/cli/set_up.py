@@ -20,6 +20,7 @@ from scripts.settings import Settings
 
 if TYPE_CHECKING:
     from scripts.backends.runpod_api import RunpodApi
+    from scripts.doctor import Finding
 
 
 _ROOTS = "infra/live/prod/runpod, infra/live/prod/aws"
@@ -131,7 +132,8 @@ def _doctor(arguments: argparse.Namespace, settings: Settings) -> int:
     """Exit code 7 when a check failed; what could not be checked is no failure, but is said."""
     from scripts.doctor import Subject, examine, failure
 
-    findings, rooms = [], {}
+    findings: list[Finding] = []
+    rooms: dict[str, Any] = {}
     for root in arguments.roots:
         try:
             rooms |= _rooms([root])

@@ -34,7 +34,7 @@ def check_credentials(subject: Subject) -> Iterator[Finding]:
 
 def check_bucket(subject: Subject) -> Iterator[Finding]:
     """The store can be reached and read. A missing key in it is an answer too."""
-    url = str(subject.rooms.get("store_url") or subject.store)
+    url = subject.store if subject.store.startswith("s3://") else str(subject.rooms.get("store_url") or subject.store)
     if not url.startswith("s3://"):
         want = "set LORRY_STORE to s3://bucket/prefix; machines elsewhere cannot read a folder of this one"
         yield not_checked("store", f"{url or 'none'} is no bucket", want)

@@ -221,6 +221,47 @@ def test_the_clock_of_runpod_is_read_from_its_answers(api):
     assert abs(api.server_time() - datetime.now(UTC)) < timedelta(seconds=5)
 
 
+@pytest.mark.parametrize(("after", "ends"), [("silence", "quietly"), ("a broken connection", "with an error")])
+def test_a_stream_of_logs_ends_when_runpod_says_no_more(after, ends, monkeypatch):
+    monkeypatch.setattr("scripts.backends.runpod_api._SILENCE_SECONDS", 0.3)
+    done = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("content-length", "1000")
+            self.end_headers()
+            self.wfile.write(b': hello\nid: 1\ndata: {"line": "one", "ts": "t"}\n\ndata: not json\n\n')
+            self.wfile.flush()
+            if after == "silence":
+                done.wait(20)
+
+        def log_message(self, *_):
+            pass
+
+    with served(Handler) as url:
+        lines = RunpodApi(KEY, url).pod_logs("p1")
+        assert next(lines) == {"line": "one", "ts": "t"}
+        if ends == "quietly":
+            assert list(lines) == []
+        else:
+            assert refusal(list, lines).status == 0
+        done.set()
+
+
+@contextmanager
+def served(handler):
+    """A server of this machine on a free port; yields its base URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v2"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @contextmanager
 def recorder(raw=b"{}", content_type="application/json"):
     """A server that gives each request the same answer; yields its base URL and (method, path, query, body)."""
@@ -243,13 +284,8 @@ def recorder(raw=b"{}", content_type="application/json"):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v2", requests
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as url:
+        yield url, requests
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"[]", b"[" * 100_000, b'{"pods": 3}'])

@@ -176,6 +176,14 @@ def test_a_staged_model_is_never_turned_into_another(copy, models):
     assert verify_model(open_store(models.as_uri()), MODEL).revision == REVISION
 
 
+def test_a_revision_is_learnt_from_an_equal_copy_and_never_forgotten(copy, models):
+    stage(staging(models, copy), now=NOW)
+    with pytest.raises(Conflict, match=f"revision unknown is staged, not {REVISION}"):
+        stage(staging(models, revision=REVISION), now=NOW)
+    assert stage(staging(models, copy, revision=REVISION), now=NOW).revision == REVISION
+    assert stage(staging(models, copy), now=NOW).revision == REVISION
+
+
 def test_what_is_no_manifest_is_named(copy, models):
     stage(staging(models, copy), now=NOW)
     path = model_folder(models, MODEL) / "manifest.json"
@@ -262,6 +270,8 @@ def test_a_bucket_is_filled_from_what_is_staged_here_unless_that_went_bad(copy, 
     store = open_store("s3://lorry-models/models")
     assert stage(staging(models, store=store), now=NOW).revision == REVISION
     s3.delete_object(Bucket="lorry-models", Key=f"models/{NAME}/manifest.json")
+    with pytest.raises(Conflict, match=f"models/{NAME}: revision {REVISION} is staged, not {OTHER}"):
+        stage(staging(models, store=store, revision=OTHER), now=NOW)
     (model_folder(models, MODEL) / "tokenizer.json").write_text("[]")
     with pytest.raises(VerificationFailed, match="run `lorry stage --verify` there"):
         stage(staging(models, store=store), now=NOW)
