@@ -53,6 +53,14 @@ def test_a_launch_killed_around_the_start_is_launched_again_as_one_container(mak
 
 def test_a_recycled_process_number_is_another_process(make_job: MakeJob) -> None:
     me = this_process()
+    child = subprocess.Popen(["sleep", "60"])
+    other = process_of(child.pid)
+    assert other is not None
+    assert other.started > me.started
+    assert not is_alive(Process(child.pid, me.started))
+    child.kill()
+    child.wait()
+    assert not is_alive(other)
     assert is_alive(me)
     assert not is_alive(Process(me.pid, me.started - 1))
     backend = make_job().backend

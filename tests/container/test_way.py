@@ -110,7 +110,11 @@ def test_a_result_of_another_attempt_is_not_taken_for_this_one(make_job: MakeJob
     job = make_job(keep_old_result=True, faults={str(n): ["crash", 5] for n in range(1, 9)})
     stale = Result(job_id="job-1", outcome="completed", exit_code=0, attempt=7, step=8, total_steps=8)
     job.store.write("job-1/result.json", stale.model_dump_json().encode())
-    assert ended(run(job)) == ("failed", "unexpected")
+    files = run(job)
+    assert ended(files) == ("failed", "unexpected")
+    assert files.container is not None
+    assert len(files.container.attempts) == 2
+    assert not (job.folder / "proofs.txt").exists()
 
 
 def test_a_trainer_that_stands_still_is_killed_and_started_again(make_job: MakeJob) -> None:
