@@ -34,7 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 lock:  ## resolves the pins of pyproject.toml afresh into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet torch==2.13.0
-	build/lock/bin/pip install --quiet --editable '.[train,terraform,test]'
+	build/lock/bin/pip install --quiet --editable '.[train,gateway,runpod,terraform,test]'
 	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean:
