@@ -17,7 +17,7 @@ _CODES = {  # quota code -> service, what it counts, what it is for, what the la
 }
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<name>[^@:]+)")
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
-_SIGN_IN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_SIGN_IN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for an account of AWS"
 
 
 def check_credentials(subject: Subject) -> Iterator[Finding]:
@@ -104,7 +104,7 @@ def _no_aws(subject: Subject) -> str:
     """Why AWS cannot be asked; empty when it can."""
     endpoint = subject.environment.get("AWS_ENDPOINT_URL", "")
     if (urlsplit(endpoint).hostname or "").endswith(".runpod.io"):
-        return "AWS_ENDPOINT_URL names Runpod's S3, not AWS"
+        return "AWS_ENDPOINT_URL names the S3 of Runpod"
     import boto3
 
     return "" if boto3.Session().get_credentials() else "there are no AWS credentials"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import boto3
 import pytest
 
 from scripts.backends.runpod_api import RunpodApi
 from scripts.doctor import Subject, examine
+from scripts.env import web_settings
 from scripts.fake_runpod.server import Fault
 from scripts.stage import Staging, stage
 from scripts.store import open_store
@@ -194,7 +196,7 @@ def break_room(api, rooms, what):
         ("endpoint mounts elsewhere", "training endpoint", "but the volume is mounted at /runpod-volume"),
         ("endpoint without time limit", "training endpoint", "its time limit is 0"),
         ("endpoint asleep", "training endpoint", "it may start no worker"),
-        ("secret gone", "secrets", "b does not exist, lorry-dev-pod need it; set RUNPOD_SECRET_b and run"),
+        ("secret gone", "secrets", "b does not exist, needed by lorry-dev-pod; set RUNPOD_SECRET_b and run"),
     ],
 )
 def test_what_differs_from_the_room_is_told(what, check, said, subject, api):
@@ -326,3 +328,26 @@ def test_a_key_that_is_wrong_never_shows(room, runpod, seen, tmp_path):
         findings = examine(Subject(now=datetime.now(UTC), rooms=room, runpod=wrong, models=tmp_path.as_uri()))
     seen += [str(finding) for finding in findings]
     assert findings[0].state == "failed"
+
+
+def test_only_what_the_rooms_say_is_read(subject, aws):
+    asked = set()
+
+    class Room(dict):
+        def get(self, name, default=None):
+            asked.add(name)
+            return super().get(name, default)
+
+        def __getitem__(self, name):
+            asked.add(name)
+            return super().__getitem__(name)
+
+    rooms = Room(subject.rooms | {"gateway_url": "https://g", "sagemaker_role_arn": "arn"})
+    examine(changed(subject, rooms=rooms, environment={}))
+    web_settings(rooms)
+    stacks = Path(__file__).parents[2] / "infra" / "stacks"
+    said = {
+        name for file in stacks.glob("*/outputs.tf") for name in re.findall(r'^output "(\w+)"', file.read_text(), re.M)
+    }
+    assert len(asked) > 12
+    assert asked <= said
