@@ -130,7 +130,7 @@ def check_secret_references(subject: Subject, runpod: RunpodApi) -> Iterator[Fin
     for secret in secrets:
         if secret.state == "missing":
             seen = f"{secret.name} does not exist" + (
-                f", {', '.join(secret.used_by)} need it" if secret.used_by else ""
+                f", needed by {', '.join(secret.used_by)}" if secret.used_by else ""
             )
             yield failed("secrets", seen, f"set {secret.variable} and run `lorry secrets`")
     if all(secret.state == "present" for secret in secrets):
