@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from scripts.cli import look_after_it, make_an_adapter, the_rooms
+from scripts.cli import look_after_it, make_an_adapter, set_up, the_rooms
 from scripts.cli.command import Command
 from scripts.errors import InputError, LorryError, Problem
 from scripts.settings import read_settings
@@ -22,7 +22,7 @@ from scripts.settings import read_settings
 GROUPS: dict[str, Sequence[Command]] = {
     "make an adapter": make_an_adapter.COMMANDS,
     "look after it": look_after_it.COMMANDS,
-    "the rooms": the_rooms.COMMANDS,
+    "the rooms": (*set_up.COMMANDS, *the_rooms.COMMANDS),
 }
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
