@@ -19,6 +19,7 @@ from moto.budgets.responses import BudgetsResponse
 from moto.core.responses import ActionResult
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models.launch_templates import LaunchTemplate
+from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.ec2.responses import EC2Response
 from moto.iam.access_control import IAMPolicyStatement, PermissionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -225,6 +226,12 @@ def _tls_condition_counts(original: Callable[..., Any]) -> Callable[..., Any]:
     return is_action_permitted
 
 
+def _description_of_group_rules_too(original: property) -> property:
+    """A rule that names a group keeps its description with the group; moto looks beside the address range only."""
+    return property(lambda self: original.fget(self) or self.source_group.get("Description"))
+
+
+SecurityGroupRule.description = _description_of_group_rules_too(SecurityGroupRule.description)
 BudgetsResponse.create_budget = _remember_budget_tags(BudgetsResponse.create_budget)
 LaunchTemplate.__init__ = _own_tags_stay_out(LaunchTemplate.__init__)
 IAMPolicyStatement.is_action_permitted = _tls_condition_counts(IAMPolicyStatement.is_action_permitted)

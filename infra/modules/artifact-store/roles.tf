@@ -1,4 +1,4 @@
-# Layout of the bucket: clients/<client>/jobs/<job>/..., models/..., machines/<role id>:<instance id>/launch.json
+# Layout of the bucket: clients/CLIENT/jobs/JOB/..., models/..., machines/ROLE_ID:INSTANCE_ID/launch.json
 locals {
   _bucket  = aws_s3_bucket.this.arn
   _jobs    = "${local._bucket}/clients/*/jobs/*"

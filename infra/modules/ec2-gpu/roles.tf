@@ -20,7 +20,7 @@ resource "aws_iam_role_policy" "machine" {
   policy = jsonencode({
     Version = "2012-10-17"
     Statement = concat([
-      # aws:userid of a machine is <role id>:<instance id>, so no machine reads another's folder.
+      # aws:userid of a machine is ROLE_ID:INSTANCE_ID, so no machine reads another's folder.
       { Sid = "OwnLaunchFolder", Effect = "Allow", Action = "s3:GetObject", Resource = "${var.bucket.arn}/machines/$${aws:userid}/*" },
       { Sid = "Key", Effect = "Allow", Action = "kms:Decrypt", Resource = var.bucket.kms_key_arn, Condition = { StringEquals = { "kms:ViaService" = "s3.${var.region}.amazonaws.com" } } },
       ], [for statement in [

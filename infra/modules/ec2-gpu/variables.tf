@@ -25,7 +25,7 @@ variable "region" {
 }
 
 variable "bucket" {
-  description = "The artifact store: name, ARN and key. A machine reads its own folder machines/<role id>:<instance id>/ there and nothing else."
+  description = "The artifact store: name, ARN and key. A machine reads its own folder machines/ROLE_ID:INSTANCE_ID/ there and nothing else."
   type = object({
     name        = string
     arn         = string

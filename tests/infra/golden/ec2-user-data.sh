@@ -1,0 +1,25 @@
+#!/bin/bash
+# The first start of a GPU machine: arm the deadline, fetch the launch file, run the trainer, shut down.
+# Shutting down ends the machine for good (the launch template says so). Nothing secret may stand here: every account
+# user who may describe instances can read it.
+shutdown -h +1440 "deadline of this machine"
+set -uo pipefail
+trap 'shutdown -h now' EXIT
+
+readonly LAUNCH=/run/lorry SCRATCH=/opt/dlami/nvme
+mkdir -p "$LAUNCH" "$SCRATCH"
+export AWS_DEFAULT_REGION=us-east-1
+
+# The launcher learns the instance id only after the start, so the file appears some seconds later: wait 10 minutes.
+me=$(aws sts get-caller-identity --query UserId --output text) || exit 1
+for _ in $(seq 60); do
+  aws s3 cp --quiet "s3://lorry-dev-artifacts-123456789012-us-east-1/machines/$me/launch.json" "$LAUNCH/launch.json" && break
+  sleep 10
+done
+[ -f "$LAUNCH/launch.json" ] || exit 1
+
+aws ecr get-login-password | docker login --username AWS --password-stdin 123456789012.dkr.ecr.us-east-1.amazonaws.com || exit 1
+docker pull --quiet 123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa || exit 1
+docker run --rm --gpus all --ipc host --network host \
+  --volume "$LAUNCH:$LAUNCH:ro" --volume "$SCRATCH:/scratch" \
+  123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --launch "$LAUNCH/launch.json"
