@@ -49,9 +49,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scores = logits.to(precision)
             loss += _softmax_gradient(scores, labels[chunk])
             if d_hidden is not None:
-                gradient = logits.copy_(scores)
-                torch.mm(gradient, head, out=d_hidden[begin : begin + len(chunk)])
-            del logits, scores
+                torch.mm(logits.copy_(scores), head, out=d_hidden[begin : begin + len(chunk)])
+            del logits, scores  # before the next chunk makes its own
         ctx.save_for_backward(supervised, d_hidden)
         ctx.shape = hidden.shape
         return loss
