@@ -94,15 +94,19 @@ class _Container:
     def run(self) -> int:
         """Goes all the way; whatever happens, container.json says how it ended."""
         recorded = self._machine.store.read(f"{self._machine.job_id}/container.json")  # silent store: nothing has begun
+        has_ended = False
+        ending: Ending | None = Ending("completed")
         try:
-            if self._resume(recorded):
-                return 0
-            self._go()
-            ending: Ending | None = Ending("completed")
+            has_ended = self._resume(recorded)
+            if not has_ended:
+                self._go()
         except Left as left:
             ending = left.ending
         except Exception as error:
             ending = self._unforeseen(error)
+        if has_ended:
+            self._machine.end()  # it may be on again because its first end failed
+            return 0
         return self._leave(ending)
 
     def _resume(self, recorded: bytes | None) -> bool:
@@ -114,6 +118,8 @@ class _Container:
             self._book.state = known.model_copy(update={"pid": os.getpid()})
         if self._book.state.ended:
             self._book.say(f"the job has ended already: {self._book.state.ended}")
+            if remote is None or remote.ended is None:
+                self._bring_home()
             return True
         end_leftovers(self._work)
         self._book.note(stage="fetching")
