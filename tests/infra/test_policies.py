@@ -17,7 +17,7 @@ from tests.infra.conftest import INFRA, REGION, STATE_BUCKET, client
 from tests.infra.iam_evaluator import is_allowed, is_trusted
 from tests.infra.test_aws_roots import ACCOUNT, variables
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("policies")]
 
 # All that carries a policy. Left out: the bucket's lifecycle, for which the provider waits 55 s.
 STORE = "module.room.module.store"
@@ -170,8 +170,8 @@ def test_the_gateway_serves_every_client_and_nothing_else(room):
     for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"):
         assert is_allowed(action, f"{room.bucket}/clients/acme/jobs/j1/x", role)
         assert not is_allowed(action, f"arn:aws:s3:::{STATE_BUCKET}/dev/aws.tfstate", role)
-    assert is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role)
-    assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role)
+    assert is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role)
+    assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role)
     assert not is_allowed("s3:DeleteBucket", room.bucket, role)
     assert not is_allowed("s3:PutBucketPolicy", room.bucket, role)
     assert not is_allowed("iam:CreateUser", "*", role)
@@ -208,10 +208,10 @@ def test_the_reader_fetches_adapters_and_nothing_else(room):
 def test_a_machine_reads_its_own_launch_folder_and_no_clients_data(room):
     role = room.role("module.ec2[0].aws_iam_role.machine")
     me = {"aws:userid": "AROA:i-1"}
-    assert is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role, context=me)
-    assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-2/launch.json", role, context=me)
+    assert is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role, context=me)
+    assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-2/launch.env", role, context=me)
     assert not is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j1/train.jsonl", role, context=me)
-    assert not is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.json", role, context=me)
+    assert not is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role, context=me)
     assert not is_allowed("ec2:RunInstances", "*", role, context=me)
     image = room.resources['module.registry.aws_ecr_repository.this["trainer"]']["arn"]
     assert is_allowed("ecr:BatchGetImage", image, role)

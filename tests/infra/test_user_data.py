@@ -53,7 +53,7 @@ def test_nothing_stands_before_the_deadline():
 @pytest.fixture
 def machine(tmp_path):
     """machine(fail="docker pull") runs the golden script with stand-ins for shutdown, aws, docker and sleep."""
-    bin_folder, log, launch = tmp_path / "bin", tmp_path / "calls", tmp_path / "run"
+    bin_folder, log, launch = tmp_path / "bin", tmp_path / "calls", tmp_path / "lorry.env"
     bin_folder.mkdir()
 
     def run(fail="nothing", launch_file=True):
@@ -62,12 +62,12 @@ def machine(tmp_path):
             lines = ["#!/bin/bash", f'echo "{name} $*" >> {log}', f'case "{name} $*" in "{fail}"*) exit 1;; esac']
             if name == "aws":
                 lines.append('case "$*" in "sts get-caller-identity"*) echo AROA:i-1;; esac')
-                found = f'echo "{{}}" > {launch}/launch.json' if launch_file else "exit 1"
+                found = f'echo -e "LORRY_STORE=s3://b/jobs\\nLORRY_JOB=j1" > {launch}' if launch_file else "exit 1"
                 lines.append(f'case "$*" in "s3 cp"*) {found};; esac')
             tool.write_text("\n".join(lines) + "\n")
             tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
         script = (
-            GOLDEN.read_text().replace("/run/lorry", str(launch)).replace("/opt/dlami/nvme", str(tmp_path / "nvme"))
+            GOLDEN.read_text().replace("/run/lorry.env", str(launch)).replace("/opt/dlami/nvme", str(tmp_path / "nvme"))
         )
         done = subprocess.run(
             ["bash", "-c", script], env={"PATH": f"{bin_folder}:{os.environ['PATH']}"}, capture_output=True, text=True
@@ -81,8 +81,9 @@ def test_a_good_start_runs_the_trainer_and_shuts_down(machine):
     rc, calls = machine()
     assert rc == 0
     assert calls[0].startswith("shutdown -h +1440")
-    assert any(call.startswith("docker run --rm --gpus all") and "--launch" in call for call in calls)
-    own_folder = f"s3://{VALUES['bucket']}/machines/AROA:i-1/launch.json "
+    run = next(call for call in calls if call.startswith("docker run --rm --gpus all"))
+    assert run.endswith(f"{VALUES['image']} --store s3://b/jobs --job j1 --work /scratch/j1")
+    own_folder = f"s3://{VALUES['bucket']}/machines/AROA:i-1/launch.env "
     assert any(own_folder in call for call in calls)
     assert calls[-1] == "shutdown -h now"
 

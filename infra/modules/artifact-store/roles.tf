@@ -1,4 +1,4 @@
-# Layout of the bucket: clients/CLIENT/jobs/JOB/..., models/..., machines/ROLE_ID:INSTANCE_ID/launch.json
+# Layout of the bucket: clients/CLIENT/jobs/JOB/..., models/..., machines/ROLE_ID:INSTANCE_ID/launch.env
 locals {
   _bucket  = aws_s3_bucket.this.arn
   _jobs    = "${local._bucket}/clients/*/jobs/*"
@@ -85,6 +85,8 @@ resource "aws_iam_role_policy" "gateway" {
       { Sid = "Models", Effect = "Allow", Action = local._read, Resource = local._models },
       { Sid = "List", Effect = "Allow", Action = ["s3:ListBucket", "s3:ListBucketVersions"], Resource = local._bucket, Condition = { StringLike = { "s3:prefix" = ["clients/*", "models/*"] } } },
       { Sid = "Key", Effect = "Allow", Action = local._encrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
+      # S3 knows no prefix for this list.
+      { Sid = "ResumeUploads", Effect = "Allow", Action = "s3:ListBucketMultipartUploads", Resource = local._bucket },
       { Sid = "HandOutJobs", Effect = "Allow", Action = "sts:AssumeRole", Resource = aws_iam_role.trainer.arn },
     ]
   })

@@ -4,7 +4,7 @@ output "region" {
 }
 
 output "store_url" {
-  description = "The artifact store, as LORRY_STORE takes it once /clients/CLIENT is added."
+  description = "The artifact store; LORRY_STORE of a client is this with /clients/CLIENT/jobs added."
   value       = "s3://${module.store.bucket}"
 }
 

@@ -6,20 +6,22 @@ shutdown -h +1440 "deadline of this machine"
 set -uo pipefail
 trap 'shutdown -h now' EXIT
 
-readonly LAUNCH=/run/lorry SCRATCH=/opt/dlami/nvme
-mkdir -p "$LAUNCH" "$SCRATCH"
+readonly LAUNCH=/run/lorry.env SCRATCH=/opt/dlami/nvme
+mkdir -p "$SCRATCH" && chmod 1777 "$SCRATCH"
+umask 077
 export AWS_DEFAULT_REGION=us-east-1
 
 # The launcher learns the instance id only after the start, so the file appears some seconds later: wait 10 minutes.
+# It holds the job's variables, one NAME=value a line: LORRY_STORE, LORRY_JOB and the session that reaches this job only.
 me=$(aws sts get-caller-identity --query UserId --output text) || exit 1
 for _ in $(seq 60); do
-  aws s3 cp --quiet "s3://lorry-dev-artifacts-123456789012-us-east-1/machines/$me/launch.json" "$LAUNCH/launch.json" && break
+  aws s3 cp --quiet "s3://lorry-dev-artifacts-123456789012-us-east-1/machines/$me/launch.env" "$LAUNCH" && break
   sleep 10
 done
-[ -f "$LAUNCH/launch.json" ] || exit 1
+[ -f "$LAUNCH" ] || exit 1
+store=$(sed -n 's/^LORRY_STORE=//p' "$LAUNCH") job=$(sed -n 's/^LORRY_JOB=//p' "$LAUNCH")
 
 aws ecr get-login-password | docker login --username AWS --password-stdin 123456789012.dkr.ecr.us-east-1.amazonaws.com || exit 1
 docker pull --quiet 123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa || exit 1
-docker run --rm --gpus all --ipc host --network host \
-  --volume "$LAUNCH:$LAUNCH:ro" --volume "$SCRATCH:/scratch" \
-  123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --launch "$LAUNCH/launch.json"
+docker run --rm --gpus all --ipc host --network host --env-file "$LAUNCH" --volume "$SCRATCH:/scratch" \
+  123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --store "$store" --job "$job" --work "/scratch/$job"
