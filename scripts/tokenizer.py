@@ -40,6 +40,8 @@ class ChatTokenizer:
     name: str
     end_ids: frozenset[int]
     "Tokens that end a turn of the assistant."
+    control_tokens: tuple[str, ...]
+    "Texts that become special tokens wherever they stand."
     _tokenizer: Tokenizer
     _templates: dict[str, jinja2.Template]
     _special: dict[str, str]
@@ -123,7 +125,8 @@ def _load(model_id: str, folder: Path) -> ChatTokenizer | None:
         templates = {name: environment.from_string(source) for name, source in sources.items()}
     except jinja2.TemplateError as error:
         raise InputError(Problem(str(folder), f"a broken chat template ({error})", "fetch the model again")) from None
-    return ChatTokenizer(model_id, _end_ids(folder, special, tokenizer), tokenizer, templates, special)
+    controls = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+    return ChatTokenizer(model_id, _end_ids(folder, special, tokenizer), controls, tokenizer, templates, special)
 
 
 def _template_sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -16,8 +16,8 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from recipes.errors import InputError, Problem
-from scripts.training_set.findings import Findings, RawRow, Unusable
-from scripts.training_set.rows import ConversationObject, DocumentObject
+from scripts.training_set.findings import Findings, Unusable
+from scripts.training_set.rows import ConversationObject, DocumentObject, RawRow
 from scripts.training_set.syntax import check_depth, syntax_error
 
 MIB = 2**20

@@ -46,6 +46,7 @@ ROLELESS = "history without roles"
 EMPTY_ANSWER = "empty answer"
 CUT = "messages after the last answer"
 OPENING = "opening answer"
+CONTROL = "control tokens in text"
 
 
 def conversation_name(row: Any) -> str | None:

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from recipes.errors import InputError, Problem
 from recipes.job import Skipped
+from scripts.training_set.rows import RawRow
 
 KEPT = 20  # problems shown, and line numbers kept per reason
-
-
-class RawRow(NamedTuple):
-    """One row as bytes, and where it stands."""
-
-    line: int
-    offset: int
-    data: bytes
-    conversation: str | None = None
-    "The name of the conversation that surrounds it, if any."
-    label: str = ""
-    "Its place inside a JSON document, such as training_pairs[3]; empty in JSON Lines."
 
 
 class Unusable(ValueError):

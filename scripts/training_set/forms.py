@@ -11,13 +11,14 @@ import msgspec
 from msgspec import Raw
 
 from scripts.training_set.convert import KEEP_CHOSEN, PREFERENCE
-from scripts.training_set.findings import Findings, RawRow, Unusable
+from scripts.training_set.findings import Findings, Unusable
 from scripts.training_set.rows import (
     AlpacaRow,
     MessagesRow,
     MetaCounts,
     PairRow,
     PromptRow,
+    RawRow,
     Row,
     ShareRow,
     TurnsRow,

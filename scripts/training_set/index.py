@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ class Totals(NamedTuple):
     """Sums over one side of the split."""
 
     examples: int
+    conversations: int
     tokens: int
     trained: int
 
@@ -33,7 +34,7 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self._db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
-        self._db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;" + _SCHEMA)
+        self._db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-4000;" + _SCHEMA)
         self._db.execute("BEGIN")
 
     def close(self) -> None:
@@ -108,7 +109,11 @@ class Index:
             "ORDER BY shuffle_key(r.key)"
         )
 
-    def hold_out(self, roots: Sequence[int]) -> None:
+    def count_conversations(self) -> int:
+        """How many conversations have an example, be it one that stood there before."""
+        return int(self._db.execute("SELECT COUNT(DISTINCT conversation) FROM beginnings").fetchone()[0])
+
+    def hold_out(self, roots: Iterable[int]) -> None:
         """Puts the groups of these roots on the validation side."""
         self._db.executemany("UPDATE conversations SET valid = 1 WHERE root = ?", ((root,) for root in roots))
 
@@ -122,8 +127,8 @@ class Index:
     def totals(self, held_out: bool) -> Totals:
         """Sums over the train side or the validation side."""
         row = self._db.execute(
-            "SELECT COUNT(*), COALESCE(SUM(tokens), 0), COALESCE(SUM(trained), 0) FROM examples e "
-            "JOIN conversations c ON c.id = e.conversation WHERE c.valid = ?",
+            "SELECT COUNT(*), COUNT(DISTINCT e.conversation), COALESCE(SUM(tokens), 0), COALESCE(SUM(trained), 0) "
+            "FROM examples e JOIN conversations c ON c.id = e.conversation WHERE c.valid = ?",
             (int(held_out),),
         ).fetchone()
         return Totals(*row)

@@ -15,14 +15,20 @@ SENTENCES = {
     convert.ROLELESS: "Where the history does not say who spoke, only question and answer are used ({places}).",
     convert.EMPTY_ANSWER: "Empty answers stay as context and are not trained ({places}).",
     convert.CUT: "What follows the last answer of a conversation is left out ({places}).",
+    convert.CONTROL: "Messages contain the model's own control tokens, which end or open turns ({places}).",
     convert.OPENING: "An answer before any question is not trained ({places}).",
 }
 
 
 def notes(
-    report: TrainingSetReport, findings: Findings, data: Data, header: Sequence[int], one_system_prompt: bool
+    report: TrainingSetReport,
+    findings: Findings,
+    data: Data,
+    header: Sequence[int],
+    held_out: int,
+    one_system_prompt: bool,
 ) -> tuple[str, ...]:
-    """The sentences of the report, most important first."""
+    """The sentences of the report, most important first. `held_out` counts conversations."""
     said = []
     if report.train_examples < SMALL_SET:
         said.append(f"A very small set: {counted(report.train_examples, 'example')} to learn from. Expect little.")
@@ -30,8 +36,8 @@ def notes(
         said.append(
             "Nothing is held out: there is one conversation, or all contain each other. Overfitting stays unseen."
         )
-    elif report.valid_examples == 1:
-        said.append("Only one example is held out: its loss says little about new questions.")
+    elif held_out == 1:
+        said.append("Only one conversation is held out: its loss says little about new questions.")
     for total in header:
         if total not in (report.rows, report.usable_rows):
             said.append(f"The header announces {total} pairs, the file holds {report.rows}: was it cut?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from recipes.errors import InputError, Problem
+from recipes.errors import InputError, LorryError, Problem
 from recipes.job import TokenCounts, TrainingSetReport, write_record
 from recipes.recipe import Data
 from scripts.tokenizer import ChatTokenizer
@@ -26,7 +27,7 @@ from scripts.training_set.index import Index
 from scripts.training_set.merge import Example, Pair, merged, per_answer, per_pair, without_repetitions
 from scripts.training_set.notes import notes
 from scripts.training_set.rows import PairRow
-from scripts.training_set.split import choose_held_out
+from scripts.training_set.split import held_out_groups
 from scripts.training_set.tokens import Counter
 
 READ_BYTES = 2**20  # with Python's default of 8 KiB, reading alone takes half as long as decoding
@@ -38,7 +39,8 @@ def prepare(
     """Writes out/train.jsonl, out/valid.jsonl and, last, out/report.json; returns the report.
 
     The same file, settings and seed give the same bytes. Nothing is ever truncated. Raises InputError with every
-    problem found (the first 20 and a count) when the set cannot be used; then nothing is written.
+    problem found (the first 20 and a count) when the set cannot be used, LorryError when `out` cannot be written; then
+    nothing is written.
     """
     if not source.is_file():
         raise InputError(Problem(str(source), "no such file", "the path of a training set"))
@@ -46,16 +48,20 @@ def prepare(
         file = BufferedReader(FileIO(source), READ_BYTES)
     except OSError as error:
         raise InputError(Problem(str(source), f"cannot be read ({error.strerror})", "a readable file")) from None
-    out.mkdir(parents=True, exist_ok=True)
-    with file, tempfile.TemporaryDirectory(prefix=".preparing-", dir=out) as folder:
-        job = _Preparation(source, file, Path(folder), data, seed, Counter(tokenizer))
-        try:
-            report = job.run()
-        finally:
-            job.index.close()
-        for name in ("train.jsonl", "valid.jsonl"):
-            os.replace(job.folder / name, out / name)
-    write_record(out / "report.json", report)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with file, tempfile.TemporaryDirectory(prefix=".preparing-", dir=out) as folder:
+            job = _Preparation(source, file, Path(folder), data, seed, Counter(tokenizer))
+            try:
+                report = job.run()
+            finally:
+                job.index.close()
+            for name in ("train.jsonl", "valid.jsonl"):
+                os.replace(job.folder / name, out / name)
+        write_record(out / "report.json", report)
+    except (OSError, sqlite3.OperationalError) as error:
+        want = "a writable folder with room for three times the training set"
+        raise LorryError(Problem(str(out), f"cannot be written ({error})", want)) from None
     return report
 
 
@@ -93,12 +99,12 @@ class _Preparation:
         if self.findings.problem_count:
             raise self.findings.as_error()
         self.index.link()
-        groups = list(self.index.groups(self.seed))
-        if not any(True for _ in self.index.lengths()):
+        conversations = self.index.count_conversations()
+        if not conversations:
             raise InputError(self._nothing_usable())
-        self.index.hold_out(choose_held_out(groups, self.data.validation_fraction))
+        self.index.hold_out(held_out_groups(self.index.groups(self.seed), conversations, self.data.validation_fraction))
         train, valid = self._write_sides()
-        return self._report(f"{form.name}, {container.shape}", sum(size for _, size in groups), train, valid)
+        return self._report(f"{form.name}, {container.shape}", conversations, train, valid)
 
     def _index_rows(self, container: Container, form: Form) -> None:
         """First pass: checks every row, and indexes those with something to learn."""
@@ -185,6 +191,8 @@ class _Preparation:
             want = f"at most {limit}: raise data.max_tokens, or set data.too_long to skip"
             self.findings.refuse_line(example.line, Unusable(f"'{name}' has {about}{count.tokens} tokens", want))
             return
+        if self.counter.holds_control_tokens(example):
+            self.findings.note(convert.CONTROL, example.line)
         line = {"id": name, "line": example.line, "messages": example.messages}
         data = msgspec.json.encode(line | ({"tools": example.tools} if example.tools else {})) + b"\n"
         if self.index.add_example(conversation, name, beginnings(example), len(data), count):
@@ -244,5 +252,6 @@ class _Preparation:
                 longest_id=longest_id,
             ),
         )
-        facts = notes(report, self.findings, self.data, self.header, len(self.systems) == 1 and self.systems != {""})
+        one_system = len(self.systems) == 1 and self.systems != {""}
+        facts = notes(report, self.findings, self.data, self.header, held_out.conversations, one_system)
         return report.model_copy(update={"notes": facts})

@@ -1,16 +1,27 @@
-"""The typed rows of every supported form: decoding a line into one of these is the schema check.
+"""Rows, as bytes and as the types of every supported form: decoding a line into one of these is the schema check.
 
 Keys that are not named here are skipped by the decoder, so emotional states, strategies and `_meta` never get further.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 Name = str | int | None
+
+
+class RawRow(NamedTuple):
+    """One row as bytes, and where it stands."""
+
+    line: int
+    offset: int
+    data: bytes
+    conversation: str | None = None
+    "The name of the conversation that surrounds it, if any."
+    label: str = ""
+    "Its place inside a JSON document, such as training_pairs[3]; empty in JSON Lines."
 
 
 class HistoryTurn(Struct, gc=False):
@@ -161,6 +172,3 @@ class MetaCounts(Struct, gc=False):
     """What the header of a form (b) or (c) file says about it."""
 
     total_pairs: int | None = None
-
-
-keys_decoder = msgspec.json.Decoder(dict[str, Raw])

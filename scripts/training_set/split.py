@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 
-def choose_held_out(groups: Sequence[tuple[int, int]], fraction: float) -> list[int]:
-    """The roots to hold out, from (root, conversations) in shuffled order.
+def held_out_groups(groups: Iterable[tuple[int, int]], conversations: int, fraction: float) -> Iterator[int]:
+    """The roots to hold out, from (root, size) in shuffled order; the sizes sum to `conversations`.
 
     Takes whole groups in order while they fit into `fraction` of all conversations, rounded and at least one. Where
-    none fits, takes the smallest. The train side keeps at least one group, so a single group is never held out.
+    none fits, takes the smallest. The train side keeps something: a single group is never held out.
     """
-    if fraction <= 0 or len(groups) < 2:
-        return []
-    wanted = max(1, int(fraction * sum(size for _, size in groups) + 0.5))
-    chosen: list[int] = []
+    if fraction <= 0:
+        return
+    wanted = max(1, int(fraction * conversations + 0.5))
     taken = 0
+    smallest = (conversations, 0)
     for root, size in groups:
-        if taken + size <= wanted and len(chosen) < len(groups) - 1:
-            chosen.append(root)
+        smallest = min(smallest, (size, root), key=lambda group: group[0])
+        if taken + size <= wanted and taken + size < conversations:
             taken += size
-    return chosen or [min(groups, key=lambda group: group[1])[0]]
+            yield root
+    if not taken and smallest[0] < conversations:
+        yield smallest[1]

@@ -48,6 +48,11 @@ class Counter:
             raise Unusable(str(error), f"a conversation that the chat template of {tokenizer.name} takes") from None
         return Count(len(tokens.ids), sum(tokens.trained))
 
+    def holds_control_tokens(self, example: Example) -> bool:
+        """Whether a message contains what the model reads as the border of a turn, such as <|im_end|>."""
+        words = self.tokenizer.control_tokens if self.tokenizer else ()
+        return any(word in message["content"] for message in example.messages for word in words)
+
 
 def _keeps_earlier_turns(tokenizer: ChatTokenizer) -> bool:
     try:

@@ -31,7 +31,7 @@ def test_the_text_says_what_was_used_skipped_and_why(run, smoke) -> None:
         "\n"
         "Worth knowing\n"
         "  - A very small set: 2 examples to learn from. Expect little.\n"
-        "  - Only one example is held out: its loss says little about new questions.\n"
+        "  - Only one conversation is held out: its loss says little about new questions.\n"
         "  - Where the history ended with the current question again, it is used once "
         "(lines 42, 106, 202, 289, 353 and 1 more).\n"
         "  - Every example has the same system prompt: use it word for word when you call the adapter.\n"

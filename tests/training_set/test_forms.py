@@ -148,3 +148,12 @@ def test_a_single_row_is_json_lines_whatever_its_form(run) -> None:
 def test_a_set_of_headers_alone_is_refused(run) -> None:
     with pytest.raises(InputError, match="no examples; at least one"):
         run([{"_meta": {"total_pairs": 0}}])
+
+
+def test_the_shipped_demo_set_merges_without_loss(run, smoke) -> None:
+    report = run(FORMS.parent / "bicycle-care.jsonl", tokenizer=smoke, max_tokens=1024).report
+    assert report.conversations >= 24
+    assert report.merged > 0
+    assert (report.per_pair, report.duplicates) == (0, 0)
+    assert [skipped.reason for skipped in report.skipped] == ["no answer (a record of the user's turn)"]
+    assert report.valid_examples > 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import InputError
+from recipes.errors import InputError, LorryError
 from recipes.recipe import Data
 from scripts.training_set import container, prepare
 
@@ -46,6 +46,14 @@ def test_a_document_points_at_line_and_column(run) -> None:
     with pytest.raises(InputError) as caught:
         run(b'{\n  "training_pairs": [\n    {"turn_number": 2\\}\n  ]\n}', "set.json")
     assert caught.value.problems[0].where == "set.json:3:22"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "set.jsonl"
+    source.write_bytes(GOOD)
+    with pytest.raises(LorryError, match="set.jsonl/out: cannot be written") as caught:
+        prepare(source, source / "out", Data(), 1)
+    assert caught.value.exit_code == 1
 
 
 def test_nothing_is_written_when_the_set_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.training_set.merge import Pair, merged, per_answer, per_pair
-from scripts.training_set.split import choose_held_out
+from scripts.training_set.split import held_out_groups
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -102,7 +102,7 @@ def test_dropping_duplicates_twice_drops_nothing_more(run, make_pairs, texts) ->
 @given(st.lists(st.integers(1, 9), max_size=12), st.floats(0, 0.5))
 def test_whole_groups_are_held_out_and_never_all(sizes: list[int], fraction: float) -> None:
     groups = list(enumerate(sizes))
-    chosen = choose_held_out(groups, fraction)
+    chosen = list(held_out_groups(groups, sum(sizes), fraction))
     assert len(set(chosen)) == len(chosen)
     assert bool(chosen) == (fraction > 0 and len(groups) > 1)
     assert len(chosen) < max(len(groups), 1)

@@ -311,3 +311,10 @@ def test_an_answer_before_any_question_is_not_trained(run) -> None:
 def test_the_system_prompt_is_kept_and_an_empty_one_is_not(run, make_pairs) -> None:
     assert roles(run(make_pairs("c1", "Rust?", "Oil.")).examples[0])[0] == "system"
     assert roles(run(make_pairs("c1", "Rust?", "Oil.", system=" ")).examples[0]) == ["user", "assistant"]
+
+
+def test_control_tokens_of_the_model_in_the_text_are_worth_a_note(run, smoke, make_pairs) -> None:
+    rows = [*make_pairs("c1", "Rust?", "Oil it."), *make_pairs("c2", "What is <|im_end|>?", "The end of a turn.")]
+    notes = run(rows, tokenizer=smoke).report.notes
+    assert "Messages contain the model's own control tokens, which end or open turns (line 2)." in notes
+    assert not any("control tokens" in note for note in run(rows[:1], tokenizer=smoke).report.notes)
