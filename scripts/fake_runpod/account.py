@@ -9,7 +9,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.fake_runpod.billing import Meter
 from scripts.fake_runpod.catalog import Catalog
+from scripts.fake_runpod.clock import Clock
 
 Json = dict[str, Any]
 # collection in the path -> key of the list answer
@@ -22,6 +24,10 @@ COLLECTIONS = {
     "pods": "pods",
     "secrets": "secrets",
 }
+
+
+NOT_CHARGED = ("EXITED", "ERROR", "TERMINATED")
+KEPT_LINES = 5000
 
 
 class Rejected(Exception):
@@ -37,8 +43,9 @@ class Rejected(Exception):
 class Account:
     """State in memory. `pod_life` scripts new Pods: each read moves to the next status and stays on the last.
 
-    `queue_base` is where requestUrls point; `pod_logs` holds the lines that GET /pods/{id}/logs streams. `page_rows`
-    spreads list answers over pages of so many rows; 0 answers all at once.
+    `queue_base` is where requestUrls point; `pod_logs` holds the lines that GET /pods/{id}/logs streams, `said` what
+    their machines said. `page_rows` spreads list answers over pages of so many rows; 0 answers all at once. `hosted`:
+    machines stand behind the Pods and move them.
     """
 
     catalog: Catalog = field(default_factory=Catalog)
@@ -46,6 +53,11 @@ class Account:
     pod_life: tuple[str, ...] = ("RUNNING",)
     pod_logs: dict[str, list[str]] = field(default_factory=dict)
     page_rows: int = 0
+    hosted: bool = False
+    clock: Clock = field(default_factory=Clock)
+    meter: Meter = field(default_factory=Meter)
+    secret_values: dict[str, str] = field(default_factory=dict, repr=False)
+    said: dict[str, list[Json]] = field(default_factory=dict)
     held: dict[str, dict[str, Json]] = field(default_factory=lambda: {name: {} for name in COLLECTIONS})
 
     def get(self, collection: str, object_id: str) -> Json:
@@ -75,7 +87,30 @@ class Account:
             for user in self.held[user_kind].values():
                 if collection == "network-volumes" and object_id in _volume_ids(user, field_name):
                     raise Rejected(400, f"network volume {object_id} is attached to {user['name']}")
+        if collection == "pods":
+            self.meter.turn_off(object_id, self.clock.now())
+        if collection == "secrets":
+            self.secret_values.pop(self.held["secrets"][object_id]["name"], None)
         del self.held[collection][object_id]
+
+    def meter_pod(self, pod: Json, status: str) -> None:
+        """Charges a Pod from the moment it has a machine until that machine is given back."""
+        if status in NOT_CHARGED:
+            self.meter.turn_off(pod["id"], self.clock.now())
+        else:
+            self.meter.turn_on(pod["id"], pod["hourly"], self.clock.now(), on_gpu="gpu" in pod)
+
+    def say(self, pod_id: str, source: str, line: str) -> None:
+        """Adds a line to the log of a Pod."""
+        lines = self.said.setdefault(pod_id, [])
+        lines.append({"source": source, "line": line, "ts": self.clock.stamp()})
+        del lines[:-KEPT_LINES]
+
+    def lines_of(self, pod: Json) -> list[Json]:
+        """All that is kept of the log of a Pod, oldest first."""
+        scripted = self.pod_logs.get(pod["id"], [])
+        first = [{"source": "container", "line": line, "ts": pod["createdAt"]} for line in scripted]
+        return first + self.said.get(pod["id"], [])
 
     def datacenter(self, datacenter: str) -> Json:
         """One datacentre of the catalogue. Raises Rejected 400."""
@@ -174,9 +209,10 @@ def create_delegation(account: Account, body: Json) -> Json:
 
 
 def create_secret(account: Account, body: Json) -> Json:
-    """POST /v2/account/secrets: the value is dropped, only its name can be read."""
+    """POST /v2/account/secrets: the value reaches containers, only its name can be read."""
     if any(s["name"] == body["name"] for s in account.held["secrets"].values()):
         raise Rejected(409, f"a secret named {body['name']} already exists")
+    account.secret_values[body["name"]] = body["value"]
     return account.store("secrets", {"name": body["name"]})
 
 
@@ -184,3 +220,9 @@ def _volume_ids(user: Json, field_name: str) -> list[str]:
     if field_name == "networkVolumes":
         return list(user.get("networkVolumes", []))
     return [mount["volumeId"] for mount in user.get("mounts", {}).get("network", [])]
+
+
+def change_secret(account: Account, secret: Json, body: Json) -> Json:
+    """PATCH /v2/account/secrets/{id}: containers that start from now on get the new value."""
+    account.secret_values[secret["name"]] = body["value"]
+    return secret

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from scripts.fake_runpod import account as rules
 from scripts.fake_runpod import endpoints, pods
 from scripts.fake_runpod.account import COLLECTIONS, Account, Rejected
+from scripts.fake_runpod.billing import pod_bill
 
 Json = dict[str, Any]
 
 
-def answer(account: Account, method: str, path: str, query: dict[str, list[str]], body: Json) -> tuple[int, Any]:
+def answer(
+    account: Account,
+    method: str,
+    path: str,
+    query: dict[str, list[str]],
+    body: Json,
+    last_event_id: str | None = None,
+) -> tuple[int, Any]:
     """Status and JSON of a valid request; a list means server-sent events. Raises Rejected."""
     parts = path.removeprefix("/v2/").split("/")
     if parts[0] == "catalog":
         return 200, _catalog(account, parts[1:], "include" in query)
+    if parts == ["billing", "pods"]:
+        return 200, _bill(account, query)
     if parts[0] in ("account", "registries") and parts[1:2] in (["secrets"], ["delegations"]):
         parts = parts[1:]
     collection = parts[0]
@@ -25,17 +34,26 @@ def answer(account: Account, method: str, path: str, query: dict[str, list[str]]
     if len(parts) == 1:
         if method == "POST":
             return 201, _create(account, collection, body)
-        rows = [_show(collection, item) for item in account.held[collection].values()]
+        rows = [_show(account, collection, item) for item in account.held[collection].values()]
         return 200, _page(account, COLLECTIONS[collection], rows, query)
     item = account.get(collection, parts[1])
     if len(parts) == 3:
+        if parts[2] == "logs":
+            return 200, pods.log_events(account, item, query, last_event_id)
         return _below(account, item, parts[2], body)
     if method == "DELETE":
         account.delete(collection, parts[1])
         return 204, None
     if method == "PATCH":
         return 200, _change(account, collection, item, body)
-    return 200, _show(collection, item)
+    return 200, _show(account, collection, item)
+
+
+def _bill(account: Account, query: dict[str, list[str]]) -> Json:
+    try:
+        return pod_bill(account.meter, query, account.clock.now())
+    except ValueError as error:
+        raise Rejected(400, str(error)) from None
 
 
 def _page(account: Account, name: str, rows: list[Json], query: dict[str, list[str]]) -> Json:
@@ -48,9 +66,9 @@ def _page(account: Account, name: str, rows: list[Json], query: dict[str, list[s
 
 
 def _create(account: Account, collection: str, body: Json) -> Json:
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    now = account.clock.stamp()
     if collection == "pods":
-        return pods.show_pod(pods.create_pod(account, body, now))
+        return pods.show_pod(account, pods.create_pod(account, body, now))
     if collection == "serverless":
         return endpoints.create_endpoint(account, body, now)
     makers = {
@@ -65,27 +83,23 @@ def _create(account: Account, collection: str, body: Json) -> Json:
 
 def _change(account: Account, collection: str, item: Json, body: Json) -> Json:
     if collection == "pods":
-        return pods.change_pod(item, body)
-    if collection == "secrets":
-        return item
+        return pods.change_pod(account, item, body)
     changers = {
         "network-volumes": rules.change_volume,
         "templates": rules.change_template,
         "serverless": endpoints.change_endpoint,
+        "secrets": rules.change_secret,
     }
     return changers[collection](account, item, body)
 
 
-def _show(collection: str, item: Json) -> Json:
-    return pods.show_pod(item) if collection == "pods" else item
+def _show(account: Account, collection: str, item: Json) -> Json:
+    return pods.show_pod(account, item) if collection == "pods" else item
 
 
 def _below(account: Account, item: Json, part: str, body: Json) -> tuple[int, Any]:
     if part == "workers":
         return 200, endpoints.workers(item)
-    if part == "logs":
-        lines = account.pod_logs.get(item["id"], [])
-        return 200, [{"source": "container", "line": line, "ts": item["createdAt"]} for line in lines]
     if part == "action":
         shown = pods.act_on_pod(account, item, body["action"])
         return (204, None) if shown is None else (200, shown)

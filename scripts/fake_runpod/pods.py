@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.fake_runpod.account import Account, Rejected
+from scripts.fake_runpod.account import NOT_CHARGED, Account, Rejected
+from scripts.fake_runpod.clock import seconds_of
 
 Json = dict[str, Any]
 _ACTIONS = {
@@ -47,29 +48,46 @@ def create_pod(account: Account, body: Json, created_at: str) -> Json:
         **{key: value for key, value in body.items() if key not in _INPUT_ONLY},
     }
     made["life"] = list(account.pod_life)
-    return account.store("pods", made)
+    made = account.store("pods", made)
+    account.meter_pod(made, made["life"][0])
+    return made
 
 
-def show_pod(pod: Json) -> Json:
+def show_pod(account: Account, pod: Json) -> Json:
     """What a read answers; it moves a scripted Pod to its next status."""
     if len(pod["life"]) > 1:
         pod["status"] = pod["life"].pop(0)
     else:
         pod["status"] = pod["life"][0]
-    running = pod["status"] not in ("EXITED", "ERROR", "TERMINATED")
+    account.meter_pod(pod, pod["status"])
     shown = {key: value for key, value in pod.items() if key not in ("life", "hourly")}
-    return shown | {"actions": _ACTIONS[pod["status"]], "cost": pod["hourly"] if running else 0}
+    runtime = (
+        {"uptime": int(account.clock.now() - seconds_of(pod["startedAt"]))} if pod["status"] == "RUNNING" else None
+    )
+    cost = 0 if pod["status"] in NOT_CHARGED else pod["hourly"]
+    return shown | {"actions": _ACTIONS[pod["status"]], "cost": cost, "runtime": runtime}
 
 
-def change_pod(pod: Json, body: Json) -> Json:
+def log_events(account: Account, pod: Json, query: dict[str, list[str]], last_event_id: str | None) -> list[Json]:
+    """GET /v2/pods/{id}/logs: what there is, by source, from a cursor or the last `tail` lines; it does not go on."""
+    source = query.get("source", [None])[0]
+    lines = [line for line in account.lines_of(pod) if source in (None, line["source"])]
+    cursor = last_event_id or query.get("since", [None])[0]
+    if cursor:
+        return [line for line in lines if line["ts"] > cursor]
+    tail = int(query.get("tail", ["100"])[0])
+    return lines[-tail:] if tail else []
+
+
+def change_pod(account: Account, pod: Json, body: Json) -> Json:
     """PATCH /v2/pods/{id}."""
     pod.update({key: value for key, value in body.items() if key not in _INPUT_ONLY})
-    return show_pod(pod)
+    return show_pod(account, pod)
 
 
 def act_on_pod(account: Account, pod: Json, action: str) -> Json | None:
     """POST /v2/pods/{id}/action; None after terminate. Raises Rejected 409 when the status forbids it."""
-    status = show_pod(pod)["status"]
+    status = show_pod(account, pod)["status"]
     if action not in _ACTIONS[status]:
         raise Rejected(409, f"action {action} is not valid for a Pod that is {status}")
     if pod["locked"] and action in ("stop", "restart"):
@@ -77,8 +95,9 @@ def act_on_pod(account: Account, pod: Json, action: str) -> Json | None:
     if action == "terminate":
         account.delete("pods", pod["id"])
         return None
-    pod["life"] = ["EXITED" if action == "stop" else "RUNNING"]
-    return show_pod(pod)
+    begun = "STARTING" if action == "restart" and account.hosted else "RUNNING"
+    pod["life"] = ["EXITED" if action == "stop" else begun]
+    return show_pod(account, pod)
 
 
 def _place(account: Account, body: Json) -> Json:

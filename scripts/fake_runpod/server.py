@@ -1,13 +1,17 @@
 """Serves the control plane of the local Runpod over HTTP.
 
 with serve(key="local") as runpod: ...   # runpod.url, .account, .faults, .log, .drift
+
+With a host, Pods run: `serve(key, host=Host(folder, ProcessRunner()))`. Without one they only change their status.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +21,14 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from scripts.fake_runpod.account import Account, Rejected
+from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.contract import Contract, problem
+from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.operations import answer
 
 Json = dict[str, Any]
 _MAX_BODY_BYTES = 20_000_000
+_TICK_SECONDS = 0.05
 _TITLES = {
     400: "Bad Request",
     401: "Unauthorized",
@@ -41,7 +48,8 @@ _TITLES = {
 class Fault:
     """A scripted failure: the next `times` requests of this method whose path matches `path` fail with `status`.
 
-    status 0 carries the request out but never answers: the create whose reply is lost.
+    status 0 never answers: the create whose reply is lost. `carried_out`: the request has its effect all the same; that
+    is the rule for status 0 and must be asked for otherwise. `wait_seconds`: so long nothing comes.
     """
 
     method: str
@@ -50,6 +58,8 @@ class Fault:
     detail: str = "scripted fault"
     headers: Mapping[str, str] = field(default_factory=dict)
     times: int = 1
+    carried_out: bool | None = None
+    wait_seconds: float = 0.0
 
 
 @dataclass
@@ -63,13 +73,35 @@ class LocalRunpod:
     faults: list[Fault] = field(default_factory=list)
     log: list[tuple[str, str, str]] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
+    host: Host | None = None
+    pod_keys_work: bool = True
+    "Whether the key that a Pod gets may end that Pod."
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reset(self) -> None:
         """Forget everything but the address and the key."""
-        self.account = Account(queue_base=self.account.queue_base)
+        old = self.account
+        self.account = Account(queue_base=old.queue_base, pod_life=_first_life(self.host), hosted=old.hosted)
         for kept in (self.faults, self.log, self.drift):
             kept.clear()
+
+    def advance(self) -> None:
+        """Brings the machines behind the Pods to where they are by now."""
+        with self.lock:
+            if self.host is not None:
+                self.host.advance(self.account)
+
+    def may(self, key: str, method: str, path: str, body: Any) -> int:
+        """200 when this key may do this, else the status of the refusal."""
+        if secrets.compare_digest(key.encode(), self.key.encode()):
+            return 200
+        pod_id = self.host.pod_of_key(key) if self.host is not None else None
+        if pod_id is None:
+            return 401
+        own = f"/v2/pods/{pod_id}"
+        ends = (method, path) == ("DELETE", own)
+        ends = ends or ((method, path) == ("POST", f"{own}/action") and body == {"action": "terminate"})
+        return 200 if self.pod_keys_work and (ends or (method, path) == ("GET", own)) else 403
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         """The fault that is due for this request, used up by one."""
@@ -81,21 +113,47 @@ class LocalRunpod:
 
 
 @contextmanager
-def serve(key: str, openapi: Path | None = None, port: int = 0) -> Iterator[LocalRunpod]:
-    """Run until the block ends. Port 0 takes a free one; `openapi` is the published document for the full check."""
+def serve(
+    key: str, openapi: Path | None = None, port: int = 0, host: Host | None = None, clock: Clock | None = None
+) -> Iterator[LocalRunpod]:
+    """Run until the block ends. Port 0 takes a free one; `openapi` is the published document for the full check.
+
+    `host`: the machines behind the Pods; by real time they move by themselves, on a frozen clock with `advance`.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     url = f"http://127.0.0.1:{server.server_port}/v2"
-    local = LocalRunpod(url, key, Contract.load(openapi), Account(queue_base=url))
+    clock = clock or Clock()
+    account = Account(queue_base=url, pod_life=_first_life(host), hosted=host is not None, clock=clock)
+    local = LocalRunpod(url, key, Contract.load(openapi), account, host=host)
     server.runpod = local  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
+    ended = threading.Event()
+    threads = [threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)]
+    if host is not None:
+        host.url = url
+        if not clock.is_frozen:
+            threads.append(threading.Thread(target=_keep, args=(local, host, ended), daemon=True))
+    for thread in threads:
+        thread.start()
     try:
         yield local
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _keep(local: LocalRunpod, host: Host, ended: threading.Event) -> None:
+    """Moves the machines until the end. All containers are children of this thread and end with it."""
+    while not ended.wait(_TICK_SECONDS):
+        local.advance()
+    host.close()
+
+
+def _first_life(host: Host | None) -> tuple[str, ...]:
+    return ("PROVISIONING",) if host is not None else ("RUNNING",)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,18 +168,20 @@ class _Handler(BaseHTTPRequestHandler):
         with local.lock:
             local.log.append((self.command, path, raw.decode("utf-8", "replace")))
             fault = local.take_fault(self.command, path)
-            if fault and fault.status:
-                self._refuse(fault.status, fault.detail, headers=fault.headers)
-                return
-            try:
-                status, reply = self._perform(local, path, parse_qs(split.query), raw)
-            except Rejected as refused:
-                self._refuse(refused.status, refused.detail)
-                return
-        if fault:
-            self.close_connection = True
-        else:
+            if fault is None or (fault.status == 0 if fault.carried_out is None else fault.carried_out):
+                try:
+                    status, reply = self._perform(local, path, parse_qs(split.query), raw)
+                except Rejected as refused:
+                    self._refuse(refused.status, refused.detail)
+                    return
+        if fault is None:
             self._send(status, reply)
+            return
+        time.sleep(fault.wait_seconds)
+        if fault.status:
+            self._refuse(fault.status, fault.detail, headers=fault.headers)
+        else:
+            self.close_connection = True
 
     do_GET = do_POST = do_PATCH = do_DELETE = _go  # noqa: N815
 
@@ -129,15 +189,16 @@ class _Handler(BaseHTTPRequestHandler):
         route = local.contract.find(self.command, path)
         if route is None:
             raise Rejected(404, f"no such route: {self.command} {path}")
-        if self.headers.get("authorization") != f"Bearer {local.key}":
-            raise Rejected(401, "invalid API key")
         try:
             body: Any = json.loads(raw) if raw else None
         except ValueError as error:
             raise Rejected(400, f"the body is not JSON: {error}") from None
+        allowed = local.may(self.headers.get("authorization", "").removeprefix("Bearer "), self.command, path, body)
+        if allowed != 200:
+            raise Rejected(allowed, "invalid API key" if allowed == 401 else "this key may not do that")
         if faults := route.request_errors(body):
             raise Rejected(422, "; ".join(faults))
-        status, reply = answer(local.account, self.command, path, query, body)
+        status, reply = answer(local.account, self.command, path, query, body, self.headers.get("last-event-id"))
         if reply is not None and not isinstance(reply, list):
             local.drift += [f"{self.command} {route.template}: {f}" for f in route.answer_errors(status, reply)]
         return status, reply
@@ -148,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, reply: Any) -> None:
         if isinstance(reply, list):
-            events = "".join(f"data: {json.dumps(line)}\n\n" for line in reply)
+            events = "".join(f"id: {line['ts']}\ndata: {json.dumps(line)}\n\n" for line in reply)
             self._write(status, events.encode(), "text/event-stream")
         else:
             self._write(status, b"" if reply is None else json.dumps(reply).encode(), "application/json")
