@@ -40,6 +40,7 @@ def aws_tf(infra_copy, base_env, aws_provider, aws_fake):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("environment", ["dev", "prod"])
 def test_an_aws_room_is_made_kept_changed_and_removed(environment, aws_tf, aws_fake):
     started = monotonic()
@@ -78,6 +79,7 @@ def test_an_aws_room_is_made_kept_changed_and_removed(environment, aws_tf, aws_f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_taken_bucket_name_says_so_and_a_second_run_goes_on(aws_tf, aws_fake):
     other = client(aws_fake, "sts").assume_role(RoleArn="arn:aws:iam::210987654321:role/x", RoleSessionName="other")
     keys = other["Credentials"]

@@ -45,6 +45,7 @@ def written_runs(modules):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_aws_modules_plan_right_inputs_and_refuse_wrong_ones(infra_copy, base_env, aws_provider):
     assert run_mocked_tests(AWS, infra_copy, base_env) == dict.fromkeys(written_runs(AWS), "pass")
 

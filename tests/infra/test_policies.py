@@ -17,14 +17,14 @@ from tests.infra.conftest import INFRA, REGION, STATE_BUCKET, client
 from tests.infra.iam_evaluator import is_allowed, is_trusted
 from tests.infra.test_aws_roots import ACCOUNT, variables
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("policies")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("policies")]
 
 # All that carries a policy. Left out: the bucket's lifecycle, for which the provider waits 55 s.
 STORE = "module.room.module.store"
 TARGETS = [
     *(f"module.room.module.{name}" for name in ("registry", "sagemaker", "ec2", "github")),
-    *(f"{STORE}.aws_iam_role_policy.{name}" for name in ("gateway", "reader")),
-    f"{STORE}.aws_iam_role_policy_attachment.trainer",
+    f"{STORE}.aws_iam_role_policy.reader",
+    *(f"{STORE}.aws_iam_role_policy_attachment.{name}" for name in ("gateway", "trainer")),
     f"{STORE}.aws_s3_bucket_policy.this",
 ]
 GITHUB = f"arn:aws:iam::{ACCOUNT}:oidc-provider/token.actions.githubusercontent.com"
@@ -178,6 +178,22 @@ def test_the_gateway_serves_every_client_and_nothing_else(room):
     trainer = room.resources["module.store.aws_iam_role.trainer"]["arn"]
     assert is_allowed("sts:AssumeRole", trainer, role)
     assert not is_allowed("sts:AssumeRole", room.resources["module.github.aws_iam_role.actions"]["arn"], role)
+
+
+def test_actions_build_launch_and_look_after_jobs_and_nothing_else(room):
+    role = room.role("module.github.aws_iam_role.actions")
+    image = room.resources['module.registry.aws_ecr_repository.this["trainer"]']["arn"]
+    assert is_allowed("ecr:PutImage", image, role)
+    assert is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j1/status.json", role)
+    for action, resource in [
+        ("ecr:PutImage", image + "-of-another"),
+        ("ecr:DeleteRepository", image),
+        ("s3:GetObject", f"arn:aws:s3:::{STATE_BUCKET}/dev/aws.tfstate"),
+        ("iam:AttachRolePolicy", room.resources["module.github.aws_iam_role.actions"]["arn"]),
+        ("iam:PassRole", room.resources["module.store.aws_iam_role.gateway"]["arn"]),
+        ("ec2:RunInstances", f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"),
+    ]:
+        assert not is_allowed(action, resource, role)
 
 
 def test_roles_are_taken_by_those_who_were_named(room):

@@ -72,6 +72,7 @@ def test_runpod_examples_apply(infra_copy, base_env, runpod_provider, runpod_res
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_aws_examples_apply(infra_copy, base_env, aws_provider, aws_fake):
     folder = gathered(AWS, infra_copy)
     network = "variable network {\n type = object({ vpc_id = string, subnet_ids = list(string) })\n}\n"

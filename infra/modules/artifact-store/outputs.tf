@@ -22,7 +22,12 @@ output "kms_key_arn" {
 output "gateway_role_arn" {
   description = "Role of the front door."
   value       = aws_iam_role.gateway.arn
-  depends_on  = [aws_iam_role_policy.gateway]
+  depends_on  = [aws_iam_role_policy_attachment.gateway]
+}
+
+output "gateway_policy_arn" {
+  description = "Policy of the gateway role, for the cron that looks after jobs."
+  value       = aws_iam_policy.gateway.arn
 }
 
 output "trainer_role_arn" {

@@ -73,9 +73,15 @@ resource "aws_iam_role_policy_attachment" "trainer" {
   policy_arn = aws_iam_policy.trainer.arn
 }
 
-resource "aws_iam_role_policy" "gateway" {
-  name = "store"
-  role = aws_iam_role.gateway.id
+resource "aws_iam_role_policy_attachment" "gateway" {
+  role       = aws_iam_role.gateway.name
+  policy_arn = aws_iam_policy.gateway.arn
+}
+
+resource "aws_iam_policy" "gateway" {
+  name        = "${var.prefix}-gateway"
+  description = "Every client's jobs: for the front door, and for the cron that looks after jobs"
+  tags        = local._tags
 
   policy = jsonencode({
     Version = "2012-10-17"

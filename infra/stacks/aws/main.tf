@@ -56,8 +56,9 @@ module "github" {
   repository   = { owner = var.github.owner, name = var.github.name, owner_id = var.github.owner_id, repository_id = var.github.repository_id }
   subjects     = var.github.subjects
   provider_arn = var.github.provider_arn
+  # To build images, to launch within the limits, and to look after jobs (reap, tick) on a schedule.
   policy_arns = merge(
-    { push = module.registry.push_policy_arn, sagemaker = module.sagemaker.launcher_policy_arn },
+    { push = module.registry.push_policy_arn, sagemaker = module.sagemaker.launcher_policy_arn, jobs = module.store.gateway_policy_arn },
     { for name, arn in { ec2 = one(module.ec2[*].launcher_policy_arn) } : name => arn if var.trainer_digest != null },
   )
 }
