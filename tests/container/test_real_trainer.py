@@ -54,6 +54,7 @@ def ranks(job: Job) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_stopped_by_its_machine_and_robbed_of_a_rank_the_real_trainer_still_brings_an_adapter(job: Job) -> None:
     job.launch()
     job.wait(lambda: (s := job.files().status) and s.step >= 1, seconds=200)
