@@ -163,3 +163,8 @@ def runpod_tf(
 def init(terraform: Terraform, **options: Any) -> None:
     """Init with the state bucket of the local AWS."""
     terraform.init(backend_config={"bucket": STATE_BUCKET, "region": REGION}, **options)
+
+
+def patience(seconds: float) -> float:
+    """A speed goal for an idle machine, stretched by what else this one has to do."""
+    return seconds * max(1.0, max(os.getloadavg()[:2]) / (os.cpu_count() or 1))

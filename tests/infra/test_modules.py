@@ -85,6 +85,17 @@ def test_the_environments_ask_for_the_same_things():
         assert dev.read_text() == prod.read_text()
 
 
+def test_roots_hold_a_backend_and_a_stack_and_nothing_else():
+    for root in INFRA.glob("live/*/*/main.tf"):
+        environment, cloud = root.parts[-3:-1]
+        text = root.read_text()
+        blocks = re.findall(r"^(\w+)(?: .*)? {$", text, re.MULTILINE)
+        assert blocks == ["terraform", "provider", "module", "output"] or blocks == ["terraform", "module", "output"]
+        assert f'source = "../../../stacks/{cloud}"' in text
+        assert re.search(rf'backend "s3" {{\n +key += "{environment}/{cloud}.tfstate"', text)
+        assert re.search(r"use_lockfile = true\n +encrypt +=", text)
+
+
 def test_all_terraform_files_are_formatted(base_env):
     done = subprocess.run(
         ["terraform", "fmt", "-check", "-recursive", str(INFRA)], env=base_env, capture_output=True, text=True

@@ -84,7 +84,6 @@ resource "aws_ec2_capacity_reservation" "this" {
 
 resource "aws_launch_template" "this" {
   #checkov:skip=CKV_AWS_88:No address is asked for; the subnet decides
-  #checkov:skip=CKV_AWS_341:The trainer runs in a container, one hop behind the machine, and asks the machine for its role
   name                                 = "${var.prefix}-trainer"
   description                          = "One GPU machine that shuts itself down and is gone with its disks"
   update_default_version               = true
@@ -101,7 +100,7 @@ resource "aws_launch_template" "this" {
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
-    http_put_response_hop_limit = 2
+    http_put_response_hop_limit = 1
     instance_metadata_tags      = "enabled"
   }
 
