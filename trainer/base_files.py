@@ -12,23 +12,13 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import safe_open
 
+from recipes.catalog import Family
 from trainer.failures import TrainingStopped
 
 BLOCK = 64 * 1024
 BLOCKS = 16
 HEADER_LIMIT = 100_000_000
 "The limit safetensors itself sets."
-
-
-LOADING: dict[str, Any] = {
-    # Eager experts call a module once per expert that got a token: ranks then record different traces and ZeRO-3 hangs.
-    "experts_implementation": "grouped_mm",
-    "output_loading_info": True,
-    "trust_remote_code": False,
-    "use_safetensors": True,
-    "local_files_only": True,
-}
-"How trainer and proof load a model: alike, or a near-tie in the router may fall otherwise."
 
 
 class BaseFiles:
@@ -41,7 +31,10 @@ class BaseFiles:
         self._files = _weight_files(folder)
         self._headers = {path: _header(path) for path in self._files}
         self._where = {
-            name: path for path, header in self._headers.items() for name in header if name != "__metadata__"
+            _name_in_model(name): (path, name)
+            for path, header in self._headers.items()
+            for name in header
+            if name != "__metadata__"
         }
 
     def sha256(self) -> str:
@@ -53,7 +46,8 @@ class BaseFiles:
         """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         tensors = sorted(
-            (n, self._headers[p][n]["shape"], self._headers[p][n]["dtype"]) for n, p in self._where.items()
+            (name, self._headers[path][name]["shape"], self._headers[path][name]["dtype"])
+            for path, name in self._where.values()
         )
         digest.update(json.dumps(tensors).encode())
         for path in self._files:
@@ -71,7 +65,6 @@ class BaseFiles:
         gate_up_proj is (experts, 2 x intermediate, hidden): gate above up; down_proj is (experts, hidden,
         intermediate). Raises TrainingStopped when the files have no such tensor.
         """
-
         if name in self._where:
             return self._read(name)
         match = re.fullmatch(r"(.*\.experts)\.(gate_up_proj|down_proj)", name)
@@ -84,9 +77,16 @@ class BaseFiles:
         raise TrainingStopped("bad_base_model", f"{self.folder}: no tensor {name} in its files")
 
     def _read(self, name: str) -> Any:
+        path, name_in_file = self._where[name]
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name_in_file)
 
-        with safe_open(self._where[name], "pt") as file:
-            return file.get_tensor(name)
+
+def loading(family: Family) -> dict[str, Any]:
+    """How trainer and proof load a model: alike, or a near-tie in the router may fall otherwise."""
+    safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    # Eager experts call a module once per expert that got a token: ranks then record different traces and ZeRO-3 hangs.
+    return safe | ({"experts_implementation": "grouped_mm"} if family.moe_block else {})
 
 
 def refuse_incomplete(info: dict[str, Any]) -> None:
@@ -104,6 +104,11 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name_in_model(name: str) -> str:
+    """A checkpoint with a vision tower keeps its text part, which is all we load, one level deeper."""
+    return name.replace("model.language_model.", "model.", 1)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -64,7 +64,6 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def save(folder: Path, step: int, trainable: dict[str, Any], state: dict[str, Any], keeper: bool) -> Path:
     """Gathers every tensor in turn on all ranks; the keeper (rank 0) writes. Collective. Raises OSError."""
-
     path = folder / f"step-{step:06d}"
     tensors = {key: tensor for key, tensor in _gathered(trainable) if keeper}
     if keeper:
@@ -77,7 +76,6 @@ def save(folder: Path, step: int, trainable: dict[str, Any], state: dict[str, An
 
 def load_weights(path: Path, trainable: dict[str, Any]) -> None:
     """Copies the LoRA weights in. Before deepspeed.initialize: after it the working copy would stay stale."""
-
     with safe_open(path / "lora.safetensors", "pt") as file, torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(file.get_tensor(f"{name}/{WEIGHT}"))
@@ -85,7 +83,6 @@ def load_weights(path: Path, trainable: dict[str, Any]) -> None:
 
 def load_optimizer(path: Path, optimizer: Any, trainable: dict[str, Any], rank: int, world: int) -> None:
     """Restores fp32 masters and Adam moments, after deepspeed.initialize, each rank its part."""
-
     step = float(read_state(path)["step"])
     for flat in optimizer.fp32_partitioned_groups_flat:  # the state does not exist before the first step
         zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
@@ -100,7 +97,6 @@ def load_optimizer(path: Path, optimizer: Any, trainable: dict[str, Any], rank: 
 
 def full_weights(trainable: dict[str, Any], keeper: bool) -> dict[str, Any]:
     """The fp32 LoRA weights in full shape by name, on the keeper; empty elsewhere. Collective."""
-
     weights = {}
     for name, parameter in trainable.items():
         full = safe_get_full_fp32_param(parameter)
@@ -119,7 +115,6 @@ def _gathered(trainable: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _part(full: Any, rank: int, world: int) -> Any:
     """This rank's part of a ZeRO-3 partition: ceil(n / world) numbers, the last rank's filled up with zeros."""
-
     flat = full.flatten()
     size = -(-flat.numel() // world)
     return torch.nn.functional.pad(flat, (0, size * world - flat.numel())).narrow(0, rank * size, size)

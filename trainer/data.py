@@ -108,7 +108,6 @@ def micro_batches(examples: Sequence[Example], micro: int, world: int) -> list[l
 
 def padded(examples: Sequence[Example], pad_id: int, device: Any) -> dict[str, Any]:
     """input_ids, attention_mask and labels, (rows, longest), padded on the right, out of every real token's sight."""
-
     shape = (len(examples), max(len(e.ids) for e in examples))
     ids = torch.full(shape, pad_id, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)

@@ -20,7 +20,6 @@ class Sizes:
 
 def sizes_of(model: Any, trainable: int) -> Sizes:
     """Sizes of a (meta) model; `trainable` LoRA parameters are taken as spread evenly over its layers."""
-
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     inside = {id(p) for layer in layers for p in layer.parameters()}
     return Sizes(

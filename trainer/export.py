@@ -24,7 +24,6 @@ def write_adapter(folder: Path, config: Any, base: Base, weights: dict[str, Any]
 
     The folder appears whole or not at all. Raises ValueError when what was written is not the plan.
     """
-
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -43,7 +42,6 @@ def write_adapter(folder: Path, config: Any, base: Base, weights: dict[str, Any]
 
 def refuse_wrong_file(path: Path, plan: TargetPlan) -> None:
     """Re-opens the file: keys and shapes as planned (an ungathered save writes empty tensors), all numbers finite."""
-
     expected = {file_key(name): target.shape for name, target in plan.targets.items()}
     with safe_open(path, "pt") as file:
         if set(file.keys()) != set(expected):

@@ -17,6 +17,16 @@ from recipes.causes import EXIT_CODES, Cause
 from recipes.job import LaunchSpec, Metric, Result, Stage, Status, write_record
 
 HEARTBEAT_SECONDS = 2.0
+SHOWN = {
+    "epoch",
+    "step",
+    "training_loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "validation_loss",
+}
+"Fields of a metric that the status repeats; loss and learning rate stand together in every line that has one."
 
 
 class Journal:
@@ -67,23 +77,27 @@ class Journal:
         if not self._keeper:
             return
         with (self.job / "metrics.jsonl").open("a", encoding="utf-8") as out:
-            out.write(metric.model_dump_json(exclude_none=True) + "\n")
-        values = metric.model_dump(include={"epoch", "step", "gradient_norm", "tokens_per_second", "validation_loss"})
-        values = {key: value for key, value in values.items() if value is not None}
-        if metric.training_loss is not None and metric.learning_rate is not None:
-            values |= {"training_loss": metric.training_loss, "learning_rate": metric.learning_rate}
-        total = max(1, self._status.total_steps)
-        self._update(**values, progress=min(100, 100 * metric.step // total))
+            out.write(_line(metric))
+        self._show([metric])
 
     def rewind(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl after `step`, and a line torn by a crash: they will be written again."""
+        """Drops the lines of metrics.jsonl after `step`, and a line torn by a crash: they will be written again.
+
+        The status then shows what the last kept lines say.
+        """
         path = self.job / "metrics.jsonl"
         if not self._keeper or not path.is_file():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        metrics = [_metric(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = [metric for metric in metrics if metric and metric.step <= step]
         temporary = path.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(_line(metric) for metric in kept), encoding="utf-8")
         os.replace(temporary, path)
+        self._show(kept)
+
+    def seconds(self) -> float:
+        """Wall time of the training so far, earlier attempts up to their checkpoint included."""
+        return float(self._facts.get("earlier_seconds", 0.0)) + self.now() - self._started
 
     def close(self, cause: Cause | None, sentence: str) -> int:
         """Stops the heartbeat and writes result.json. Returns the exit code of the process.
@@ -104,11 +118,11 @@ class Journal:
             sentence=sentence,
             exit_code=code,
             attempt=self.attempt,
-            step=self._facts.pop("step", self._status.step),
+            step=self._facts.get("step", self._status.step),
             total_steps=self._status.total_steps,
-            wall_seconds=self._facts.pop("earlier_seconds", 0.0) + self.now() - self._started,
+            wall_seconds=self.seconds(),
             ended_at=self.now(),
-            **self._facts,
+            **{fact: value for fact, value in self._facts.items() if fact not in ("step", "earlier_seconds")},
         )
         self._write_once(result)
         return code
@@ -123,6 +137,14 @@ class Journal:
             pass
         finally:
             mine.unlink()
+
+    def _show(self, metrics: list[Metric]) -> None:
+        values: dict[str, Any] = {}
+        for metric in metrics:
+            values |= metric.model_dump(include=SHOWN, exclude_none=True)
+        if metrics:
+            values["progress"] = min(100, 100 * metrics[-1].step // max(1, self._status.total_steps))
+        self._update(**values)
 
     def _update(self, **values: Any) -> None:
         if self._trouble:
@@ -144,8 +166,12 @@ class Journal:
                 self._trouble = error
 
 
-def _step_of(line: str) -> float:
+def _line(metric: Metric) -> str:
+    return metric.model_dump_json(exclude_none=True) + "\n"
+
+
+def _metric(line: str) -> Metric | None:
     try:
-        return Metric.model_validate_json(line).step
+        return Metric.model_validate_json(line)
     except ValueError:
-        return float("inf")
+        return None

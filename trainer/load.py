@@ -10,18 +10,18 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from transformers import AutoModelForCausalLM
 
-from trainer.base_files import LOADING, BaseFiles, refuse_incomplete
+from recipes.catalog import Family
+from trainer.base_files import BaseFiles, loading, refuse_incomplete
 from trainer.failures import TrainingStopped, explain
 
 
-def load_base(files: BaseFiles, dtype: Any) -> Any:
+def load_base(files: BaseFiles, family: Family, dtype: Any) -> Any:
     """The model under zero.Init, every parameter partitioned, its weights proven to be those of the files.
 
     HfDeepSpeedConfig must exist and be held by the caller. Raises TrainingStopped.
     """
-
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **LOADING)
+        model, info = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **loading(family))
     except (RuntimeError, ValueError) as error:
         if explain(error)[0] != "unexpected":
             raise
@@ -51,7 +51,6 @@ def refuse_eager(config: Any) -> None:
 
 def refuse_gathered(model: Any) -> None:
     """After attaching the adapter: every frozen parameter must still be partitioned, nothing gathered for it."""
-
     held = [
         n for n, p in model.named_parameters() if hasattr(p, "ds_id") and p.ds_status != ZeroParamStatus.NOT_AVAILABLE
     ]
@@ -64,7 +63,6 @@ def probe_weights(model: Any, files: BaseFiles) -> None:
 
     Collective. Loading under zero.Init has left weights random before, without a word.
     """
-
     named = dict(model.named_parameters())
     for name in _probe_names(model, named):
         with deepspeed.zero.GatheredParameters([named[name]]):
@@ -74,7 +72,6 @@ def probe_weights(model: Any, files: BaseFiles) -> None:
 
 def refuse_difference(name: str, parameter: Any, files: BaseFiles) -> None:
     """Refuses a gathered parameter whose numbers are not those of the files, in the parameter's precision."""
-
     expected = files.tensor(name).to(parameter.dtype)
     if not torch.equal(parameter.detach().cpu(), expected):
         raise TrainingStopped("bad_base_model", f"{name}: loaded numbers differ from the files of {files.folder}")

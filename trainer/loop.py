@@ -39,7 +39,6 @@ class Run:
 
 def summed_nll(model: Any, batch: dict[str, Any]) -> Any:
     """Sum over the trained tokens of -log p(token | what precedes it), in fp32; logits only where a row needs them."""
-
     targets = batch["labels"][:, 1:]
     keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
     if keep.numel() == 0:
@@ -54,7 +53,6 @@ def summed_nll(model: Any, batch: dict[str, Any]) -> Any:
 
 def evaluate(model: Any, examples: Sequence[Example], micro: int, place: Place, pad_id: int) -> float:
     """Mean loss per trained token over the examples. Collective; surplus ranks repeat an example uncounted."""
-
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=place.device)
     with torch.no_grad():
@@ -131,7 +129,6 @@ def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float]
 
 def _agreed(run: Run, stop: bool, due: bool = False, nll: Any = 0.0) -> tuple[bool, bool, float]:
     """What all ranks act on together: did anyone get SIGTERM, is a checkpoint due by rank 0's clock, the mean loss."""
-
     said = torch.tensor([float(stop), float(due), float(nll)], dtype=torch.float64, device=run.place.device)
     dist.all_reduce(said)
     return bool(said[0] > 0), bool(said[1] > 0), float(said[2])
@@ -191,7 +188,6 @@ def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: f
 @contextmanager
 def _recomputing(engine: Any, check: bool) -> Iterator[None]:
     """Proves that layers are recomputed in backward: in eval mode gradient checkpointing is silently off."""
-
     calls: list[None] = []
     layer = next(m for m in engine.modules() if isinstance(m, GradientCheckpointingLayer))
     hook = next(layer.children()).register_forward_pre_hook(lambda module, arguments: calls.append(None))

@@ -24,10 +24,9 @@ REPRODUCTION_LIMIT = {"fp32": 1e-3, "bf16": 0.3}
 
 
 def choose(train: Sequence[Example], valid: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
-    """Up to 4 conversations (held-out ones first, short ones first) as (ids, up to 16 positions spread evenly)."""
-    shortest = [*sorted(valid, key=lambda e: len(e.ids)), *sorted(train, key=lambda e: len(e.ids))]
+    """Up to 4 conversations (held-out ones first) as (ids, up to 16 positions spread evenly)."""
     chosen = []
-    for example in shortest[:CONVERSATIONS]:
+    for example in [*valid, *train][:CONVERSATIONS]:
         places = [i - 1 for i in example.predicted]
         stride = max(1, len(places) // POSITIONS)
         chosen.append((list(example.ids), places[::stride][:POSITIONS]))
@@ -36,7 +35,6 @@ def choose(train: Sequence[Example], valid: Sequence[Example]) -> list[tuple[lis
 
 def log_probabilities(model: Any, conversations: Sequence[tuple[list[int], list[int]]], device: Any) -> list[Any]:
     """Per conversation (positions, vocabulary), fp32 on the CPU. One at a time: no padding, no neighbour."""
-
     out = []
     with torch.no_grad():
         for ids, positions in conversations:
@@ -58,7 +56,6 @@ def write_probe(
     path: Path, conversations: Sequence[tuple[list[int], list[int]]], base: Sequence[Any], trained: Sequence[Any]
 ) -> None:
     """Writes probe.safetensors beside its place, then renames."""
-
     tensors: dict[str, Any] = {}
     for i, (ids, positions) in enumerate(conversations):
         tensors |= {f"ids.{i}": torch.tensor(ids), f"positions.{i}": torch.tensor(positions)}
@@ -71,7 +68,6 @@ def write_probe(
 
 def read_probe(path: Path) -> tuple[list[tuple[list[int], list[int]]], list[Any], list[Any]]:
     """(conversations, base, trained) as written."""
-
     tensors = load_file(path)
     count = sum(key.startswith("ids.") for key in tensors)
     conversations = [(tensors[f"ids.{i}"].tolist(), tensors[f"positions.{i}"].tolist()) for i in range(count)]

@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from recipes.catalog import Family, load_catalog
 from recipes.causes import EXIT_CODES, Cause
 from recipes.job import LaunchSpec, Proof, Result, read_record, write_record
 from trainer import probe
-from trainer.base_files import LOADING, BaseFiles, file_sha256, refuse_incomplete
+from trainer.base_files import BaseFiles, file_sha256, loading, refuse_incomplete
 from trainer.export import CONFIG, WEIGHTS
 from trainer.failures import TrainingStopped, explain
 
@@ -38,7 +39,9 @@ def prove(job: Path, model_folder: Path) -> Proof:
         raise TrainingStopped("bad_base_model", f"{model_folder}: not the base model the adapter was trained on")
     precision = spec.recipe.training.precision
     conversations, base_said, trained_said = probe.read_probe(job / "probe.safetensors")
-    model, consumed = load_adapter(model_folder, job / "adapter", precision)
+    catalog = load_catalog()
+    family = catalog.families[catalog.models[spec.recipe.base.id].family]
+    model, consumed = load_adapter(model_folder, job / "adapter", family, precision)
     device = next(model.parameters()).device
     again = probe.log_probabilities(model, conversations, device)
     with model.disable_adapter():
@@ -60,15 +63,14 @@ def prove(job: Path, model_folder: Path) -> Proof:
     )
 
 
-def load_adapter(model_folder: Path, adapter: Path, precision: str) -> tuple[Any, int]:
+def load_adapter(model_folder: Path, adapter: Path, family: Family, precision: str) -> tuple[Any, int]:
     """(PEFT model in eval mode, tensors of the file that it took up: all). Raises TrainingStopped."""
-
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     model, info = AutoModelForCausalLM.from_pretrained(
         model_folder,
         dtype=dtype,
         device_map="auto" if torch.cuda.is_available() else None,
-        **LOADING,
+        **loading(family),
     )
     refuse_incomplete(info)
     try:
@@ -80,7 +82,6 @@ def load_adapter(model_folder: Path, adapter: Path, precision: str) -> tuple[Any
 
 def consumed_tensors(peft_model: Any, path: Path) -> int:
     """How many tensors the file holds, each proven to be in the model. PEFT only warns about keys it cannot place."""
-
     inside = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     with safe_open(path, "pt") as file:
         strange = sorted(set(file.keys()) ^ set(inside))

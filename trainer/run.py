@@ -101,7 +101,7 @@ def _base(spec: LaunchSpec, folder: Path, catalog: Catalog, place: Place) -> Bas
             "bad_base_model",
             f"{folder} holds a {config.model_type} model; {spec.recipe.base.id} is a {family.model_type}",
         )
-    refuse_slow_kernels(getattr(config, "layer_types", None) or [], place.cuda)
+    refuse_slow_kernels(getattr(config.get_text_config(), "layer_types", None) or [], place.cuda)
     return Base(files, files.sha256(), family, config)
 
 
@@ -126,7 +126,7 @@ def _model(spec: LaunchSpec, base: Base, place: Place, journal: Journal) -> tupl
     leaf = base.family.moe_block if plan.through_parameters else None
     config = deepspeed_config(recipe.training, place.world, sizes_of(empty, plan.parameters), leaf)
     holder = HfDeepSpeedConfig(config)  # weakly referenced by transformers: must outlive loading
-    model = load_base(base.files, dtype)
+    model = load_base(base.files, base.family, dtype)
     del holder
     torch.manual_seed(recipe.training.seed)  # here: loading may draw more numbers on one rank than on another
     model = attach(model, lora_config(base.family, recipe.adapter), plan, base.family)
@@ -175,7 +175,7 @@ def _save(work: Run, job: Path, base_sha256: str, step: int) -> None:
     state = {
         "fits": checkpoint.fit_key(work.spec, base_sha256),
         "saved_by_world_size": work.place.world,
-        "facts": {name: work.journal.known(name) for name in names},
+        "facts": {name: work.journal.known(name) for name in names} | {"earlier_seconds": work.journal.seconds()},
     }
     checkpoint.save(job / "checkpoints", step, work.trainable, state, keeper=work.place.rank == 0)
 

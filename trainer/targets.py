@@ -51,7 +51,6 @@ class TargetPlan:
 
 def meta_model(config: Any, dtype: Any) -> Any:
     """The model without storage: names and shapes only. Call it before HfDeepSpeedConfig exists."""
-
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
@@ -84,7 +83,6 @@ def plan_targets(model: Any, family: Family, adapter: Adapter) -> TargetPlan:
 
 def lora_config(family: Family, adapter: Adapter) -> Any:
     """The PEFT configuration: linears by their last name, everything inside an MoE block by parameter name."""
-
     groups = [family.groups[name] for name in adapter.targets]
     return LoraConfig(
         r=adapter.rank,
@@ -99,7 +97,6 @@ def lora_config(family: Family, adapter: Adapter) -> Any:
 
 def attach(model: Any, config: Any, plan: TargetPlan, family: Family) -> Any:
     """The PEFT model, proven to train exactly the plan. Raises TrainingStopped (bad_targets)."""
-
     try:
         # LoRA in the base's own precision: ZeRO keeps the fp32 masters, as it does in any mixed-precision run.
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)

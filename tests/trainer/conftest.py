@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports deepspeed
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports torch or deepspeed
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec, Metric, Result, read_record, write_record
@@ -76,7 +77,13 @@ def conversations(count: int, seed: int = 0, uneven: bool = False) -> list[dict[
     return rows
 
 
-def make_job(folder: Path, changes: dict[str, dict[str, Any]], rows: list[dict[str, Any]], held_out: int = 4) -> Job:
+def make_job(
+    folder: Path,
+    changes: dict[str, dict[str, Any]],
+    rows: list[dict[str, Any]],
+    held_out: int = 4,
+    trainable_parameters: int | None = None,
+) -> Job:
     """A job of the smoke recipe with `changes` per section; the last `held_out` rows are the held-out ones."""
     (folder / "data").mkdir(parents=True)
     train, valid = rows[: len(rows) - held_out], rows[len(rows) - held_out :]
@@ -101,7 +108,7 @@ def make_job(folder: Path, changes: dict[str, dict[str, Any]], rows: list[dict[s
         accumulation_steps=training.global_batch // (training.micro_batch * gpus),
         total_steps=steps_in(len(train), training.epochs, training.global_batch, training.max_steps),
         steps_per_epoch=-(-len(train) // training.global_batch),
-        trainable_parameters=counted(recipe),
+        trainable_parameters=trainable_parameters or counted(recipe),
         deadline_seconds=600,
         quote_usd=0,
         cap_usd=1,
@@ -202,10 +209,19 @@ def smoke_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+REFERENCE = {"training": {"max_steps": 12, "micro_batch": 1}}
+"Two passes per rank and step. Tiny rows beside long ones leave experts without tokens; 5 steps can pass by luck."
+
+
+def reference_rows() -> list[dict[str, Any]]:
+    """24 rows to train on, 4 held out."""
+    return conversations(28, seed=3, uneven=True)
+
+
 @pytest.fixture(scope="session")
 def reference(smoke_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """One finished run of two ranks: 8 steps, all targets, fp32."""
-    job = make_job(tmp_path_factory.mktemp("reference") / "job", {"training": {"max_steps": 8}}, conversations(20))
+    """One finished run of two ranks: 12 steps, all targets, fp32, uneven rows."""
+    job = make_job(tmp_path_factory.mktemp("reference") / "job", REFERENCE, reference_rows())
     log = train(job, smoke_model)
     assert job.result.outcome == "completed", log[-3000:]
     return job
@@ -217,7 +233,10 @@ def jobs() -> SimpleNamespace:
     return SimpleNamespace(
         conversations=conversations,
         make=make_job,
+        reference=REFERENCE,
+        reference_rows=reference_rows,
         changed=changed,
+        recipe=load_recipe("smoke/zero3").recipe,
         start=start,
         finish=finish,
         train=train,

@@ -13,12 +13,15 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recipes.catalog import load_catalog
 from recipes.chat import marked, tokenise
-from trainer.base_files import LOADING
+from trainer.base_files import loading
 from trainer.data import IGNORE, ChatTokens, Example, micro_batches, padded, read_examples
 from trainer.failures import TrainingStopped
 from trainer.loop import summed_nll
 from trainer.smoke_tokenizer import build_tokenizer
+
+LOADING = loading(load_catalog().families["qwen3_next"])
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from recipes.catalog import load_catalog
 from recipes.job import Metric, Result, Status, read_record
 from trainer import checkpoint
-from trainer.base_files import LOADING, BaseFiles
+from trainer.base_files import BaseFiles, loading
 from trainer.failures import TrainingStopped
 from trainer.journal import HEARTBEAT_SECONDS, Journal
 from trainer.load import refuse_difference, refuse_incomplete
 from trainer.smoke_model import make_smoke_model
+
+LOADING = loading(load_catalog().families["qwen3_next"])
 
 
 @pytest.fixture
@@ -178,8 +181,12 @@ def test_rewind_drops_later_and_torn_lines(jobs: Any, tmp_path: Path) -> None:
         journal.record(Metric(kind="train", at=0, attempt=1, epoch=1, step=step, training_loss=1.0, learning_rate=1e-3))
     with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as out:
         out.write('{"kind":"train","st')
-    journal.rewind(2)
+    again = Journal(job.folder, job.spec, 2, keeper=True)
+    again.rewind(2)
     assert [m.step for m in job.metrics] == [1, 2]
+    status = read_record(Status, job.folder / "status.json")
+    assert (status.step, status.training_loss, status.learning_rate) == (2, 1.0, 1e-3)
+    assert status.progress == 100 * 2 // job.spec.total_steps, "a resumed training does not fall back to nothing"
 
 
 def write_checkpoint(folder: Path, step: int, fits: str) -> None:

@@ -28,7 +28,7 @@ from recipes.catalog import load_catalog
 from recipes.causes import EXIT_CODES
 from recipes.job import Result, read_record, write_record
 from trainer import environment, load, loop
-from trainer.base_files import LOADING, BaseFiles
+from trainer.base_files import BaseFiles, loading
 from trainer.data import ChatTokens
 from trainer.deepspeed_config import Sizes, deepspeed_config
 from trainer.environment import StopRequest, refuse_slow_kernels, refuse_unresolved_secrets
@@ -37,6 +37,8 @@ from trainer.journal import Journal
 from trainer.run import run
 
 ONE_RANK = {"hardware": {"gpus": 1}, "training": {"max_steps": 3, "micro_batch": 2}}
+
+LOADING = loading(load_catalog().families["qwen3_next"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -252,6 +254,11 @@ def test_a_rank_without_torchrun_or_with_a_broken_launch_file_says_so(
     log = jobs.train(job, smoke_model)
     assert "not a LaunchSpec file" in log
     assert "Traceback" not in log.split("torch/distributed")[0]
+
+
+def test_the_heartbeat_starts_before_torch_is_imported() -> None:
+    code = "import sys, trainer.train, trainer.smoke_model; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_sigterm_is_only_noted() -> None:

@@ -35,7 +35,7 @@ class Interrupted:
 @pytest.fixture(scope="module")
 def interrupted(jobs: Any, smoke_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     folder = tmp_path_factory.mktemp("interrupted") / "job"
-    job = jobs.make(folder, {"training": {"max_steps": 8, "checkpoint_steps": 2}}, jobs.conversations(20))
+    job = jobs.make(folder, {"training": jobs.reference["training"] | {"checkpoint_steps": 2}}, jobs.reference_rows())
 
     first = jobs.start(job, smoke_model, attempt=1)
     jobs.wait_for_step(job, RNG.randint(2, 3))
@@ -45,14 +45,14 @@ def interrupted(jobs: Any, smoke_model: Path, tmp_path_factory: pytest.TempPathF
     killed_rank, survivors_of_rank = job.result, alive(ranks)
 
     second = jobs.start(job, smoke_model, attempt=2)
-    jobs.wait_for_step(job, 4)
+    jobs.wait_for_step(job, 5)
     ranks = jobs.workers(second)
     os.kill(second.pid, signal.SIGKILL)
     second.wait()
     survivors_of_torchrun = alive(ranks)
 
     third = jobs.start(job, smoke_model, attempt=3)
-    jobs.wait_for_step(job, 5)
+    jobs.wait_for_step(job, 7)
     os.kill(third.pid, signal.SIGTERM)
     jobs.finish(third, job)
     stopped = job.result
@@ -87,6 +87,7 @@ def test_result_of_resumed_training_remembers_how_it_began(interrupted: Interrup
     assert ours.first_training_loss == theirs.first_training_loss
     assert ours.trained_tokens == theirs.trained_tokens
     assert ours.attempt == 4
+    assert ours.wall_seconds > interrupted.stopped.wall_seconds, "earlier attempts count"
 
 
 def test_kill_of_a_rank_ends_the_others_and_is_called_lost_rank(interrupted: Interrupted) -> None:
@@ -103,8 +104,8 @@ def test_kill_of_torchrun_leaves_no_orphan(interrupted: Interrupted) -> None:
 def test_sigterm_saves_a_checkpoint_and_reports_cancelled(interrupted: Interrupted) -> None:
     stopped = interrupted.stopped
     assert (stopped.outcome, stopped.cause, stopped.exit_code) == ("cancelled", "cancelled", EXIT_CODES["cancelled"])
-    assert stopped.step >= 5
-    assert stopped.sentence == f"stopped on request after step {stopped.step} of 8"
+    assert stopped.step >= 7
+    assert stopped.sentence == f"stopped on request after step {stopped.step} of 12"
     assert f"step-{stopped.step:06d}" in interrupted.checkpoints_when_stopped
     assert len(interrupted.checkpoints_when_stopped) == 2, "the newest two are kept"
 

