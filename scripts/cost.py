@@ -1,0 +1,158 @@
+"""What a job did cost: settled from the provider's bill where it can be asked, else from hours x price.
+
+settlement = settle(store, files, state, bill, now=time.time()); settlement.usd, settlement.source
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import ValidationError
+
+from recipes.job import Record
+from scripts.backends.runpod_api import RunpodApi
+from scripts.backends.runpod_pod_claims import PodClaims
+from scripts.job_folder import JobFiles, read_jobs
+from scripts.overstay import ended_at
+from scripts.state import JobState
+from scripts.store import Store
+
+HOUR = 3600
+BILL_SECONDS = 2.0 * HOUR
+"A bill comes by the hour; two hours after the end its last hour is closed."
+LONGEST_WAIT_SECONDS = 48.0 * HOUR
+"A bill that has not come by then is not waited for: hours x price stands."
+
+Bill = Callable[[Store, JobFiles], dict[str, float] | None]
+"USD by machine for all that a job rented; None where the provider bills nothing by machine. Raises ProviderError."
+
+
+class Settlement(Record):
+    """settlement.json: what the job did cost. One that is not final is written again when more is known."""
+
+    format: Literal[1] = 1
+    job_id: str
+    quote_usd: float
+    cap_usd: float
+    usd: float
+    source: Literal["bill", "hours"]
+    "bill: what the provider charged; hours: time of the machine x price, as far as is known."
+    machines: Mapping[str, float] = {}
+    "USD by machine on the bill."
+    submitted_at: float
+    ended_at: float
+    settled_at: float
+    is_final: bool
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a job may yet cost. at: when it was submitted, seconds since 1970."""
+
+    job_id: str
+    at: float
+    usd: float
+
+
+def settlement_of(files: JobFiles, state: JobState, bill: Mapping[str, float] | None, now: float) -> Settlement | None:
+    """The settlement of a job whose machine is gone; None for a job that never asked for one. Pure.
+
+    bill: USD by machine as the provider says it now, empty while it says nothing, None where it never does.
+    """
+    spec, submission = files.launch, files.submission
+    if spec is None or submission is None:
+        return None
+    over = ended_at(files) or (files.container.updated_at if files.container else None)
+    over = over or (files.stop.at if files.stop else submission.submitted_at)
+    age = now - over
+    return Settlement(
+        job_id=spec.job_id,
+        quote_usd=spec.quote_usd,
+        cap_usd=spec.cap_usd,
+        usd=round(sum(bill.values()) if bill else state.spent_usd or 0.0, 6),
+        source="bill" if bill else "hours",
+        machines=bill or {},
+        submitted_at=submission.submitted_at,
+        ended_at=over,
+        settled_at=now,
+        is_final=bill is None or age > LONGEST_WAIT_SECONDS or (bool(bill) and age > BILL_SECONDS),
+    )
+
+
+def read_settlement(store: Store, job_id: str) -> Settlement | None:
+    """settlement.json of a job; None when there is none that can be read."""
+    data = store.read(f"{job_id}/settlement.json")
+    try:
+        return Settlement.model_validate_json(data) if data else None
+    except ValidationError:
+        return None
+
+
+def settle(store: Store, files: JobFiles, state: JobState, bill: Bill, now: float) -> Settlement | None:
+    """Writes and returns the settlement of a job whose machine is gone. A final one is not asked for again.
+
+    Raises ProviderError when the bill or the store does not answer.
+    """
+    known = read_settlement(store, files.job_id)
+    if known is not None and known.is_final:
+        return known
+    settlement = settlement_of(files, state, bill(store, files), now)
+    if settlement is not None:
+        store.write(f"{files.job_id}/settlement.json", settlement.model_dump_json(indent=2).encode() + b"\n")
+    return settlement
+
+
+def pod_bill(api: RunpodApi, store: Store, files: JobFiles) -> dict[str, float] | None:
+    """What Runpod charged for every Pod of a job, by Pod; None where the job ran in no Pod."""
+    submission = files.submission
+    if submission is None or submission.backend != "runpod_pod":
+        return None
+    claims = PodClaims(store, files.job_id, time.time).all()
+    pods = {claim.pod for claim in claims} | {submission.handle.get("pod")}
+    asked_at = min([submission.submitted_at, *(claim.touched_at for claim in claims)])
+    usd: dict[str, float] = {}
+    for row in api.bill("pods", datetime.fromtimestamp(asked_at // HOUR * HOUR, UTC)):
+        if row.get("podId") in pods:
+            usd[row["podId"]] = usd.get(row["podId"], 0.0) + float(row.get("totalAmount") or 0.0)
+    return usd
+
+
+def spent_this_month(settlements: Iterable[Settlement], quotes: Iterable[Quote], now: float) -> float:
+    """USD of the jobs submitted in the month (UTC) of `now`: what was settled, and for the others what they may cost.
+
+    A job with a final settlement counts by that; with one that is not final, by the greater of both figures. Pure.
+    """
+    settled = {s.job_id: s for s in settlements}
+    at = {q.job_id: q.at for q in quotes} | {s.job_id: s.submitted_at for s in settled.values()}
+    open_usd = {q.job_id: q.usd for q in quotes}
+    total = 0.0
+    for job_id, submitted_at in at.items():
+        if _month(submitted_at) != _month(now):
+            continue
+        settlement, quoted = settled.get(job_id), open_usd.get(job_id, 0.0)
+        if settlement is None:
+            total += quoted
+        else:
+            total += settlement.usd if settlement.is_final else max(settlement.usd, quoted)
+    return round(total, 6)
+
+
+def ledger(store: Store, ids: Iterable[str]) -> tuple[list[Settlement], list[Quote]]:
+    """The settlements and quotes of these jobs, for `spent_this_month`."""
+    settlements, quotes = [], []
+    for files in read_jobs(store, ids):
+        settlement = read_settlement(store, files.job_id)
+        if settlement is not None:
+            settlements.append(settlement)
+        if files.launch is not None and files.submission is not None:
+            quotes.append(Quote(files.job_id, files.submission.submitted_at, files.launch.cap_usd))
+    return settlements, quotes
+
+
+def _month(at: float) -> tuple[int, int]:
+    day = datetime.fromtimestamp(at, UTC)
+    return day.year, day.month
