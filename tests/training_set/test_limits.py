@@ -51,7 +51,7 @@ def test_a_document_points_at_line_and_column(run) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     source = tmp_path / "set.jsonl"
     source.write_bytes(GOOD)
-    with pytest.raises(LorryError, match="set.jsonl/out: cannot be written") as caught:
+    with pytest.raises(LorryError, match=r"set\.jsonl/out: cannot be written") as caught:
         prepare(source, source / "out", Data(), 1)
     assert caught.value.exit_code == 1
 
