@@ -1,0 +1,163 @@
+"""The stop that needs nobody: ends machines that are provably ours and overdue, and reports what is forgotten.
+
+decisions = judge(world, now=time.time()); reap(world, decisions, backends, now=time.time())
+
+A machine is ours when three things agree: its name, the deadline in its environment, and a job folder in a store of
+this account that asked for it. Whatever lacks one of the three is never touched. Volumes, endpoints and the disks of
+exited Pods are reported with what they cost a month, and never deleted. A machine outlives its limits by the time
+between two runs at most, so run it every few minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from recipes.recipe import BackendName
+from scripts.backends.base import Backend, Owned
+from scripts.backends.runpod_pod_request import pod_name
+from scripts.errors import LorryError
+from scripts.forgotten import MONTH_HOURS, Forgotten
+from scripts.job_folder import JobFiles, read_job
+from scripts.overstay import overstay
+from scripts.state import LENIENCY
+from scripts.stop import stop_job
+from scripts.store import Store
+
+OpenStore = Callable[[str], Store]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine as its backend shows it, and the job folder it claims to work on, where there is one."""
+
+    backend: BackendName
+    owned: Owned
+    files: JobFiles | None
+
+    @property
+    def name(self) -> str:
+        return str(self.owned.handle.get("name", self.owned.job_id))
+
+    @property
+    def store(self) -> str:
+        """URL of the store that its environment names."""
+        return str(self.owned.handle.get("store", ""))
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is at one moment."""
+
+    machines: tuple[Machine, ...] = ()
+    forgotten: tuple[Forgotten, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """stop: end the machine. report: tell a person, who decides."""
+
+    action: Literal["stop", "report"]
+    name: str
+    reason: str
+    usd_per_month: float
+    machine: Machine | None = None
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """One machine that was ended, or was not: then `trouble` says why."""
+
+    name: str
+    trouble: str = ""
+
+
+def look(
+    backends: Mapping[BackendName, Backend], open_store: OpenStore, is_ours: Callable[[str], bool]
+) -> list[Machine]:
+    """Every machine that carries our mark, with its job folder where its store is one of ours.
+
+    Raises ProviderError: a look that is not whole is none.
+    """
+    found = []
+    for name, backend in backends.items():
+        for owned in backend.owned():
+            store = str(owned.handle.get("store", ""))
+            files = read_job(open_store(store), owned.job_id) if is_ours(store) else None
+            found.append(Machine(name, owned, files))
+    return found
+
+
+def judge(world: World, now: float) -> list[Decision]:
+    """What is to be done about each thing; nothing for what may stay. Pure. `now`: seconds since 1970."""
+    decisions = []
+    for machine in world.machines:
+        month = (machine.owned.usd_per_hour or 0.0) * MONTH_HOURS
+        if problem := _unproved(machine):
+            decisions.append(Decision("report", machine.name, f"it has our mark, but {problem}; look at it", month))
+        elif machine.owned.phase != "gone" and (reason := overdue_reason(machine, now)):
+            decisions.append(Decision("stop", machine.name, reason, month, machine))
+    return decisions + [Decision("report", f.name, f.reason, f.usd_per_month) for f in world.forgotten]
+
+
+def overdue_reason(machine: Machine, now: float) -> str | None:
+    """Why a machine that is ours must go now; None while it may stay. Pure."""
+    files, owned = machine.files, machine.owned
+    deadline = float(owned.handle["deadline"])
+    if now > deadline:
+        return f"its deadline passed {(now - deadline) / 60:.0f} minutes ago"
+    if files is None or files.launch is None:
+        return None
+    if owned.started_at is not None and owned.usd_per_hour is not None:
+        usd = (now - owned.started_at) / 3600 * owned.usd_per_hour
+        if usd > files.launch.cap_usd * LENIENCY:
+            return f"it cost ${usd:.2f}; the cap is ${files.launch.cap_usd:.2f}"
+    return overstay(files, now)
+
+
+def reap(
+    decisions: Iterable[Decision], backends: Mapping[BackendName, Backend], open_store: OpenStore, now: float
+) -> list[Reaped]:
+    """Carries out the stops: the reason is recorded with the job first, then the machine is ended.
+
+    One that cannot be ended never keeps the others alive; the next run tries it again.
+    """
+    done = []
+    for decision in decisions:
+        if decision.action != "stop" or decision.machine is None:
+            continue
+        try:
+            _end(decision.machine, decision.reason, backends[decision.machine.backend], open_store, now)
+            done.append(Reaped(decision.name))
+        except LorryError as error:
+            done.append(Reaped(decision.name, str(error)))
+    return done
+
+
+def _end(machine: Machine, reason: str, backend: Backend, open_store: OpenStore, now: float) -> None:
+    """Ends this very machine. Its job is stopped with it, unless the job has another machine by now."""
+    submission = machine.files.submission if machine.files else None
+    current = submission.handle.get("pod") if submission else None
+    if current in (None, machine.owned.handle.get("pod")):
+        try:
+            stop_job(open_store(machine.store), machine.owned.job_id, backend, "reaper", reason, now)
+        finally:
+            backend.stop(machine.owned.handle)  # also when the store does not answer: the money comes first
+    else:
+        backend.stop(machine.owned.handle)
+
+
+def _unproved(machine: Machine) -> str | None:
+    """Which of the three proofs is missing; None when all are there."""
+    owned, files = machine.owned, machine.files
+    deadline = owned.handle.get("deadline")
+    if machine.name != pod_name(owned.job_id):
+        return "its name is not that of its job"
+    if isinstance(deadline, bool) or not isinstance(deadline, int | float):
+        return "no deadline"
+    if files is None:
+        return "its store is none of ours"
+    if files.launch is None or files.submission is None or files.submission.backend != machine.backend:
+        return "no job folder that asked for it"
+    return None
