@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recipes.catalog import load_catalog
@@ -26,11 +26,13 @@ from recipes.causes import ADVICE, EXIT_CODES
 from recipes.job import JOB_ID, Attempt, ContainerState, File, LaunchSpec, Proof, Result, Status, read_record
 from scripts.adapter import MANIFEST, write_manifest
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem, ProviderError
+from scripts.gpu_probe import Idleness
 from scripts.guard import Guard, Left, Tick
 from scripts.job_lock import take_lock
 from scripts.logbook import Logbook
-from scripts.machine import Machine, Run, loading_seconds, trainer_environment, trains_on_cpu
+from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
 from scripts.models import making_command, model_folder, model_problem
+from scripts.pod_end import INTERRUPTED, end_of_pod, run_in_pod
 from scripts.settings import read_settings
 from scripts.state import hourly_usd
 from scripts.store import FileStore, open_store
@@ -38,7 +40,6 @@ from scripts.supervisor import Patience, end_leftovers, tail
 from scripts.verdict import FULL_DISK_BYTES, Death, End, Ending, Halt, cause_of_code, explain_death, judge, sentence_of
 from scripts.work_folder import newest_checkpoint, open_work_folder
 
-INTERRUPTED = 128 + signal.SIGTERM
 INTERRUPTION = "the machine is told to end before the job is over; started again, it goes on from its newest checkpoint"
 PROOF_TRIES = 2
 DELIVERY_SECONDS = 900.0  # the most an ended job may take to bring its logs and checkpoint home
@@ -51,17 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--job", required=True)
     parser.add_argument("--work", type=Path, help="folder for the copy of a job in a bucket (default: a new one)")
     given = parser.parse_args(arguments)
+    end = end_of_pod(os.environ, given.job)
+    if end is not None:
+        return run_in_pod(lambda: run_container(machine_here(given.store, given.job, given.work, end)), end, os.environ)
     try:
-        settings = read_settings({**os.environ, "LORRY_STORE": given.store}, Path.cwd())
-        store = open_store(settings.store)
-        if not JOB_ID.fullmatch(given.job):
-            raise InputError(Problem("--job", repr(given.job), "3 to 63 lower-case letters, digits and single hyphens"))
-        home = store.root / given.job if isinstance(store, FileStore) else None
-        work = given.work.resolve() if given.work else home or Path(tempfile.mkdtemp(prefix="lorry-"))
-        return run_container(Machine(store, given.job, work, settings.models, os.environ))
+        return run_container(machine_here(given.store, given.job, given.work))
     except LorryError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+
+
+def machine_here(store_url: str, job_id: str, work: Path | None, end: Callable[[], None] = nothing) -> Machine:
+    """This machine, as its environment describes it. Raises InputError."""
+    settings = read_settings({**os.environ, "LORRY_STORE": store_url}, Path.cwd())
+    store = open_store(settings.store)
+    if not JOB_ID.fullmatch(job_id):
+        raise InputError(Problem("--job", repr(job_id), "3 to 63 lower-case letters, digits and single hyphens"))
+    home = store.root / job_id if isinstance(store, FileStore) else None
+    work = work.resolve() if work else home or Path(tempfile.mkdtemp(prefix="lorry-"))
+    return Machine(store, job_id, work, settings.models, os.environ, end=end)
 
 
 def run_container(machine: Machine) -> int:
@@ -133,8 +142,8 @@ class _Container:
             return self._carry(self.guard.beat_within(DELIVERY_SECONDS))
         self.guard.aside(lambda: self._folder.fetch(self._came_from_elsewhere), self.guard.tick)
         spec = self._spec()
-        age = max(0.0, time.time() - self._book.state.started_at)
-        self.guard.set_deadline(spec.deadline_seconds - age)
+        started_at = min(time.time(), self._book.state.started_at)
+        self.guard.set_deadline(min(started_at + spec.deadline_seconds, self._machine.ends_at) - time.time())
         self._folder.start()
         model = self._model(spec)
         result = self._train(spec, model)
@@ -179,12 +188,14 @@ class _Container:
         attempt = Attempt(number=number, started_at=time.time(), resumed_from=resumed)
         self._book.note(stage="loading", attempts=(*self._book.state.attempts, attempt))
         self._book.say(f"attempt {number} starts" + (f" from {resumed}" if resumed else ""))
-        patience = Patience(number, self._timing.no_progress, loading_seconds(spec), time.monotonic())
+        began, loading = time.monotonic(), loading_seconds(spec)
+        patience = Patience(number, self._timing.no_progress, loading, began)
+        idleness = Idleness(self._machine.gpus_busy, self._timing.idle + loading, began)
 
         def tick() -> Halt | None:
-            status = self._status(number)
-            halt = self.guard.tick(status)
-            return halt or ("no_progress" if patience.exhausted(status, time.monotonic()) else None)
+            status, now = self._status(number), time.monotonic()
+            stuck = patience.exhausted(status, now) or idleness.exhausted(now)
+            return self.guard.tick(status) or ("no_progress" if stuck else None)
 
         run = Run(self._work, model, spec, number, self._timing.grace)
         return self._child(f"trainer-{number}", self._machine.train(run), spec, tick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
+from scripts.gpu_probe import Probe, gpus_busy
 from scripts.store import Store
 from scripts.supervisor import Timing
 
@@ -57,8 +59,8 @@ def prover_command(run: Run) -> list[str]:
     return [sys.executable, "-m", "trainer.prove", "--job", str(run.job), "--model", str(run.model)]
 
 
-def _nothing() -> None:
-    return
+def nothing() -> None:
+    """The end of a machine that is not ours to end."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,14 @@ class Machine:
     timing: Timing = field(default_factory=Timing)
     train: Command = torchrun_command
     prove: Command = prover_command
-    end: Callable[[], None] = _nothing
+    end: Callable[[], None] = nothing
+    gpus_busy: Probe = gpus_busy
+
+    @property
+    def ends_at(self) -> float:
+        """When anybody may end this machine, in seconds since 1970: LORRY_DEADLINE, which a rented one has."""
+        text = self.environment.get("LORRY_DEADLINE", "")
+        return float(text) if text.isdecimal() else math.inf
 
 
 def trainer_environment(environment: Mapping[str, str], on_cpu: bool) -> dict[str, str]:
@@ -86,9 +95,12 @@ def trainer_environment(environment: Mapping[str, str], on_cpu: bool) -> dict[st
 
 
 def trains_on_cpu(spec: LaunchSpec) -> bool:
-    """Whether the offer is CPU processes; without a known offer, whether this machine has an NVIDIA driver."""
-    offer = load_catalog().offers.get(spec.offer or "")
-    return offer.gpu == "cpu" if offer else not Path("/dev/nvidiactl").exists()
+    """Whether the offer is CPU processes. The smoke model, or a job without an offer, makes do with what there is."""
+    catalog = load_catalog()
+    offer, model = catalog.offers.get(spec.offer or ""), catalog.models.get(spec.recipe.base.id)
+    if offer is not None and (offer.gpu == "cpu" or model is None or model.staged):
+        return offer.gpu == "cpu"
+    return not Path("/dev/nvidiactl").exists()
 
 
 def loading_seconds(spec: LaunchSpec) -> float:

@@ -35,6 +35,8 @@ class Timing:
     grace: float = 60.0
     "From SIGTERM to SIGKILL: one step and one checkpoint of the trainer must fit."
     no_progress: float = 600.0
+    idle: float = 900.0
+    "So long the GPUs may do nothing while the trainer runs, besides the time for loading."
     contact: float = 5.0
     "Between two looks at a store that is not on this machine."
 

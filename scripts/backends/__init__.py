@@ -11,7 +11,7 @@ from recipes.recipe import BackendName
 from scripts.backends.base import Backend
 from scripts.errors import Problem, Refused
 
-LAUNCHABLE: tuple[BackendName, ...] = ("local",)
+LAUNCHABLE: tuple[BackendName, ...] = ("local", "runpod_pod")
 
 
 def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
@@ -20,6 +20,10 @@ def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
         from scripts.backends.local import LocalBackend
 
         return LocalBackend(environment)
+    if name == "runpod_pod":
+        from scripts.backends.runpod_pod import RunpodPodBackend
+
+        return RunpodPodBackend(environment)
     launchable = ", ".join(LAUNCHABLE)
     raise Refused(
         Problem(f"backend {name}", "this version plans and renders for it but cannot launch on it", launchable)

@@ -1,0 +1,132 @@
+"""Where a Pod may go now, best place first: the same GPU or a better one, at the quoted price or below. Pure.
+
+choice = choose(spec, load_catalog(), runpod.gpus(count=spec.gpus), runpod.datacenters(), Limits())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.catalog import Catalog, Offer
+from recipes.job import LaunchSpec
+from scripts.backends.base import LiveOffer
+from scripts.errors import Problem, ProviderError, Refused
+
+Json = Mapping[str, Any]
+_LEVELS = ("HIGH", "MEDIUM", "LOW")
+CENT = 0.005  # prices come as floats, so half a cent more is the same price
+
+
+@dataclass(frozen=True)
+class Limits:
+    """datacenters: the only ones allowed, such as the home of a network volume; empty allows all.
+    compliance: what a datacentre must hold, in the words of Runpod's catalogue."""
+
+    datacenters: frozenset[str] = frozenset()
+    compliance: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One place a Pod may be asked for. usd_per_hour: live, for the whole Pod."""
+
+    offer: str
+    gpu: str
+    datacenter: str
+    usd_per_hour: float
+    stock: str
+
+
+def choose(
+    spec: LaunchSpec, catalog: Catalog, gpus: Sequence[Json], datacenters: Sequence[Json], limits: Limits
+) -> list[Candidate]:
+    """Candidates by price, then stock; the planned GPU goes before others at its price.
+
+    gpus, datacenters: the live catalogue with stock for Pods of spec.gpus. Raises Refused when everything that would do
+    costs more than was quoted or is not allowed, ProviderError when it is only out of stock.
+    """
+    planned = catalog.offers[spec.offer or ""]
+    allowed = _allowed(datacenters, limits)
+    rows = {str(row["id"]): row for row in gpus}
+    found: list[Candidate] = []
+    problems: list[Problem] = []
+    for name, offer in _suitable(spec, catalog, planned):
+        problem = _unfit(name, offer, rows.get(offer.provider_type), planned.usd_per_hour)
+        if problem:
+            problems.append(problem)
+            continue
+        row = rows[offer.provider_type]
+        found += [Candidate(name, offer.provider_type, dc, _usd(row, offer), stock) for dc, stock in _stock(row)]
+    here = [candidate for candidate in found if candidate.datacenter in allowed]
+    if not here and not found and problems:
+        raise Refused(*problems)
+    if not here:
+        raise _nowhere(spec, planned, found, limits)
+    return sorted(here, key=lambda c: (c.usd_per_hour, c.offer != spec.offer, _LEVELS.index(c.stock), c.datacenter))
+
+
+def live_offers(catalog: Catalog, rows_of_count: Mapping[int, Sequence[Json]]) -> list[LiveOffer]:
+    """Stock and price now of the Pod offers; rows_of_count: the live catalogue by number of GPUs."""
+    found = []
+    for name, offer in catalog.offers.items():
+        row = next((r for r in rows_of_count.get(offer.gpus, ()) if r["id"] == offer.provider_type), None)
+        if offer.backend == "runpod_pod" and row is not None:
+            found.append(LiveOffer(name, bool(_stock(row)), _usd(row, offer)))
+    return found
+
+
+def _suitable(spec: LaunchSpec, catalog: Catalog, planned: Offer) -> list[tuple[str, Offer]]:
+    """The planned offer, and those with as many GPUs that are as large and as fast: the deadline was set for them."""
+    wanted = catalog.gpus[planned.gpu]
+    found = []
+    for name, offer in catalog.offers.items():
+        gpu = catalog.gpus[offer.gpu]
+        alike = offer.backend == "runpod_pod" and offer.gpus == planned.gpus
+        insisted = spec.recipe.hardware.gpu in (None, offer.gpu)
+        as_good = gpu.memory_gib >= wanted.memory_gib and gpu.bf16_tflops >= wanted.bf16_tflops
+        if name == spec.offer or (alike and insisted and as_good):
+            found.append((name, offer))
+    return found
+
+
+def _unfit(name: str, offer: Offer, row: Json | None, quoted: float) -> Problem | None:
+    if row is None or not row.get("secure"):
+        return Problem(name, f"Runpod does not rent {offer.provider_type} in Secure Cloud", "plan again")
+    if row["maxCount"]["secure"] < offer.gpus:
+        return Problem(name, f"a Pod has at most {row['maxCount']['secure']} of {offer.provider_type}", "plan again")
+    usd = _usd(row, offer)
+    if usd > quoted + CENT:
+        said = f"{offer.gpus} x {offer.provider_type} costs ${usd:.2f} an hour now, the quote was ${quoted:.2f}"
+        return Problem(name, said, "plan again with the price of today in recipes/hardware.yaml")
+    return None
+
+
+def _nowhere(spec: LaunchSpec, planned: Offer, found: list[Candidate], limits: Limits) -> ProviderError:
+    where = ", ".join(sorted(limits.datacenters)) or "any datacentre"
+    if limits.compliance:
+        where += f" with {', '.join(sorted(limits.compliance))}"
+    elsewhere = sorted({candidate.datacenter for candidate in found})
+    step = f"there is stock in {', '.join(elsewhere)}" if elsewhere else "launch it again later"
+    said = f"no stock of {spec.gpus} x {planned.provider_type} or better in {where}"
+    return ProviderError(Problem("Runpod", said, step))
+
+
+def _allowed(datacenters: Sequence[Json], limits: Limits) -> set[str]:
+    return {
+        str(row["id"])
+        for row in datacenters
+        if (not limits.datacenters or row["id"] in limits.datacenters)
+        and limits.compliance <= set(row.get("compliance") or ())
+    }
+
+
+def _stock(row: Json) -> list[tuple[str, str]]:
+    """Datacentre and level, where there is any; the list is left out when there is none anywhere."""
+    places = row.get("dataCenters") or ()
+    return [(str(dc["id"]), dc["availability"]) for dc in places if dc.get("availability") in _LEVELS]
+
+
+def _usd(row: Json, offer: Offer) -> float:
+    return round(float(row["price"]["secure"]) * offer.gpus, 6)
