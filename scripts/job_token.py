@@ -1,8 +1,8 @@
 """The token a rented machine shows at the front door: which job of which client it works on, and until when.
 
-token = make_token("bicycle-1", "acme", expires=1_790_000_000, secret=secret); read_token(token, secret, now=time.time())
+token = make_token("bicycle-1", "acme", expires=1_790_000_000, secret=secret); read_token(token, secret, now)
 
-The secret (LORRY_TOKEN_SECRET) stays on the front door's side. A token opens the routes /machines/<job id>/ and no other.
+The secret (LORRY_TOKEN_SECRET) stays on the front door's side. A token opens the routes /machines/<job id>/ alone.
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+"""The command that opens the front door: it reads the environment once and serves until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from scripts.cli.command import Command
+from scripts.errors import InputError, Problem
+from scripts.settings import Settings
+
+PORT = 8700
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen on (default: {PORT})")
+    parser.add_argument("--clients", type=Path, metavar="FILE", help="the clients (default: what LORRY_CLIENTS names)")
+    parser.add_argument("--json", action="store_true", help="print where it listens as JSON")
+
+
+def _gateway(arguments: argparse.Namespace, settings: Settings) -> int:
+    try:
+        import uvicorn
+
+        from scripts.gateway.app import create_app
+    except ImportError:
+        want = "pip install 'lorry[gateway]'"
+        raise InputError(Problem("gateway", "starlette and uvicorn are not installed", want)) from None
+    from scripts.gateway.clients import load_clients
+    from scripts.gateway.settings import read_gateway_settings
+
+    path = arguments.clients or os.environ.get("LORRY_CLIENTS")
+    if not path:
+        raise InputError(Problem("LORRY_CLIENTS", "missing", "the path of the clients' YAML file"))
+    app = create_app(read_gateway_settings(os.environ, Path.cwd()), load_clients(Path(path)))
+    place = f"http://{arguments.host}:{arguments.port}/v2/lorry"
+    print(f'{{"url": "{place}"}}' if arguments.json else f"the front door is {place}", flush=True)
+    # The access log would hold signed links, which are keys for an hour.
+    uvicorn.run(
+        app, host=arguments.host, port=arguments.port, access_log=False, log_level="warning", server_header=False
+    )
+    print("the front door is closed; jobs go on without it", file=sys.stderr)
+    return 0
+
+
+COMMANDS = (Command("gateway", "open the front door: one URL and one key for a web app", _arguments, _gateway),)
