@@ -28,7 +28,8 @@ def load_base(files: BaseFiles, family: Family, dtype: Any) -> Any:
         raise TrainingStopped("bad_base_model", f"{files.folder} does not load: {error}".splitlines()[0]) from error
     refuse_incomplete(info)
     refuse_unpartitioned(model)
-    refuse_eager(model.config)
+    if family.moe_block:
+        refuse_eager(model.config)
     probe_weights(model, files)
     model.config.use_cache = False
     return model

@@ -10,17 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes.catalog import load_catalog
 from recipes.job import Metric, Result, Status, read_record
+from recipes.recipe import Base
 from trainer import checkpoint
 from trainer.base_files import BaseFiles, loading
+from trainer.export import write_adapter
 from trainer.failures import TrainingStopped
 from trainer.journal import HEARTBEAT_SECONDS, Journal
 from trainer.load import refuse_difference, refuse_incomplete
 from trainer.smoke_model import make_smoke_model
+from trainer.targets import Target, TargetPlan
 
 LOADING = loading(load_catalog().families["qwen3_next"])
 
@@ -107,6 +111,28 @@ def test_base_sha256_changes_with_config_names_and_weights(base: Path) -> None:
     sums.add(BaseFiles(base).sha256())
     assert len(sums) == 4
     assert BaseFiles(base).sha256() in sums
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda t: torch.empty(0), r"has shape \(0,\), planned \(4, 8\)"),
+        (lambda t: t.T, r"has shape \(8, 4\), planned \(4, 8\)"),
+        (lambda t: t / 0, "holds numbers that are not finite"),
+        (lambda t: None, "1 keys are not as planned, first base_model.model.m.lora_A.weight"),
+    ],
+)
+def test_an_adapter_that_is_not_the_plan_is_never_published(tmp_path: Path, damage: Any, sentence: str) -> None:
+    """save_pretrained on one rank of a partitioned model writes empty tensors and no error."""
+    name = "base_model.model.m.lora_A.default.weight"
+    plan = TargetPlan({name: Target("attention", (4, 8))}, through_parameters=False)
+    config, base = LoraConfig(r=4, target_modules=["m"]), Base(id="lorry/smoke")
+    damaged = damage(torch.ones(4, 8))
+    with pytest.raises(ValueError, match=sentence):
+        write_adapter(tmp_path / "adapter", config, base, {} if damaged is None else {name: damaged}, plan)
+    assert not (tmp_path / "adapter").exists()
+    write_adapter(tmp_path / "adapter", config, base, {name: torch.ones(4, 8)}, plan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
 def test_only_a_whole_and_fitting_checkpoint_counts(tmp_path: Path) -> None:
