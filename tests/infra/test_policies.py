@@ -17,7 +17,7 @@ from tests.infra.conftest import INFRA, REGION, STATE_BUCKET, client
 from tests.infra.iam_evaluator import is_allowed, is_trusted
 from tests.infra.test_aws_roots import ACCOUNT, variables
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("policies")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # All that carries a policy. Left out: the bucket's lifecycle, for which the provider waits 55 s.
 STORE = "module.room.module.store"
