@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from tests.experts.families import CONFIGS, EXPERTS, HIDDEN, RANK, TOKENS, WIDTH, randomise, tiny
+from tests.experts.layer import SCALE, Layer, make_layer, outcome, reference, worst_error
+from trainer.experts.lora_function import expert_mlp
 from trainer.experts.module import (
     ExpertLora,
     attach_expert_lora,
@@ -15,8 +18,11 @@ from trainer.experts.module import (
     expert_layers,
     quantise_experts,
     use_storage,
+    working_factors,
 )
+from trainer.experts.projection import Call
 from trainer.experts.quantised import Int8, Nf4
+from trainer.experts.storage import Dense
 
 NAMES = ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
 
@@ -103,6 +109,33 @@ def test_an_optimizer_step_lowers_the_loss() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_it_trains_beside_lora_of_peft() -> None:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny("qwen3_moe"), config)
+    loras = attach_expert_lora(model, rank=RANK, alpha=8)
+    assert list(loras) == NAMES
+    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained == {
+        *(f"base_model.model.{name}.lora.{factor}" for name in NAMES for factor in ("gate_up_b", "down_b")),
+        *(f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_B.default.weight" for i in (0, 1)),
+    }
+
+
+@pytest.mark.parametrize("layout", ["per_expert", "shared_outer"])
+@pytest.mark.parametrize("summation", ["split", "accumulator"])
+def test_a_rank_padded_for_the_gpu_gives_the_same_output_and_gradients(layout, summation) -> None:
+    layer = make_layer(rank=3, shared=layout == "shared_outer")
+    call = Call(Dense(layer.gate_up, 8), Dense(layer.down, 8), SCALE, summation, experts_per_block=1)
+
+    def padded(this: Layer) -> torch.Tensor:
+        factors = working_factors(this.factors, torch.float64, 8)
+        assert factors.down_a.shape[1] == 8
+        return expert_mlp(this.x, this.index, this.weight, factors, call)
+
+    assert worst_error(outcome(padded, layer), outcome(reference, layer)) < 1e-14
 
 
 def test_the_seed_decides_the_first_factors() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainer.experts import quantised
 from trainer.experts.quantised import Int8, Nf4, storage_from_tensors
 from trainer.experts.storage import Dense
 
@@ -111,6 +112,14 @@ def test_building_holds_one_matrix_at_a_time(quantise) -> None:
     assert (built.dequantise(EXPERTS - 1, EXPERTS, torch.float32)[0] - last).norm() / last.norm() < 0.1
 
 
+def test_nf4_decoded_in_steps_reads_as_at_once(monkeypatch) -> None:
+    storage = KINDS["nf4"](_stack())
+    whole = storage.dequantise(0, EXPERTS, torch.bfloat16)
+    monkeypatch.setattr(quantised, "LOOKUPS", 2 * ROWS * WIDTH // 2)
+    assert torch.equal(storage.dequantise(0, EXPERTS, torch.bfloat16), whole)
+    assert torch.equal(storage.dequantise(1, 6, torch.bfloat16), whole[1:6])
+
+
 @pytest.mark.parametrize("name", ["int8", "int8 rows", "nf4", "nf4 fp32 scales"])
 def test_zeros_stay_zero_and_outliers_spoil_their_group_alone(name) -> None:
     stack = _stack(0, 2, 8, 128)
@@ -134,7 +143,8 @@ def test_rows_that_64_does_not_divide_take_a_smaller_group() -> None:
 def test_bad_input_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="Nf4: rows of 33 inputs; the width must be even"):
         Nf4.quantise(_stack(0, 1, 4, 33), 1)
-    with pytest.raises(ValueError, match="Int8: no experts; give 3 matrices"):
-        Int8.quantise(iter(()), 3)
+    for few in (0, 2):
+        with pytest.raises(ValueError, match=f"Int8: {few} experts; give 3 matrices"):
+            Int8.quantise(iter(_stack()[:few]), 3)
     with pytest.raises(ValueError, match=r"expert storage of codes torch\.int8; weight, or codes"):
         storage_from_tensors({"codes": torch.zeros(1, 1, 1, dtype=torch.int8)})

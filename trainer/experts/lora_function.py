@@ -63,8 +63,8 @@ class _ExpertMlp(torch.autograd.Function):
         d_weight, sums = torch.zeros_like(row_weight), TokenSums(routes, x)
         for block in routes.blocks:
             low, hidden_low = (None if t is None else t[block.rows] for t in (kept_low, kept_hidden_low))
-            rows = _gathered(x, token[block.rows], gate_up.columns if kept_g is None else 0)
-            g = gate_up.forward(rows, low, block) if kept_g is None else kept_g[block.rows]
+            rows = _gathered(x, token[block.rows], gate_up.columns) if kept_g is None else None
+            g = kept_g[block.rows] if rows is None else gate_up.forward(rows, low, block)
             gate, up = g.chunk(2, 1)
             active = silu(gate)
             hidden = active * up
@@ -74,11 +74,13 @@ class _ExpertMlp(torch.autograd.Function):
             w = row_weight[block.rows, None]
             d_hidden.mul_(w)
             down.add_factor_gradients(block, d_out, hidden, hidden_low, d_low, w)
+            del d_out  # as large as the rows, which are gathered only now unless g needed them
             dg = torch.empty_like(g)
             d_gate, d_up = dg.chunk(2, 1)
             torch.mul(d_hidden, active, out=d_up)
             torch.ops.aten.silu_backward.grad_input(d_hidden.mul_(up), gate, grad_input=d_gate)
             d_rows, d_low = gate_up.row_gradient(dg, block)
+            rows = _gathered(x, token[block.rows], 0) if rows is None else rows
             gate_up.add_factor_gradients(block, dg, rows, low, d_low)
             sums.add(d_rows, token[block.rows])
         d_routes = torch.empty_like(d_weight).index_copy_(0, order, d_weight).view_as(weight).to(weight.dtype)

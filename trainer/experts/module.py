@@ -1,6 +1,6 @@
 """Our experts in transformers' experts interface, and the small module that holds the LoRA of one layer.
 
-attach_expert_lora(model, rank=16, alpha=32)                   # every MoE layer of the model
+attach_expert_lora(model, rank=16, alpha=32)                   # every MoE layer of the model, after PEFT's own targets
 quantise_experts(model, "int8")                                # a staged model brings its storages instead: use_storage
 
 A model whose config says experts implementation "lorry" calls `experts_forward` in each MoE layer; no class is changed.
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from trainer.experts.layouts import PREFIX
 from trainer.experts.lora_function import expert_mlp
 from trainer.experts.projection import Call, Factors, Summation
 from trainer.experts.quantised import Int8, Nf4
@@ -72,7 +73,8 @@ class ExpertLora(nn.Module):
     def forward(self, x: Tensor, index: Tensor, weight: Tensor, gate_up: FrozenStack, down: FrozenStack) -> Tensor:
         """y (T, H) of the frozen experts with LoRA."""
         call = Call(gate_up, down, self.scale, self.summation, self.keep_gate_up, _experts_per_block(x))
-        return expert_mlp(x, index, weight, _working_factors(self.factors, x) if self.enabled else None, call)
+        factors = working_factors(self.factors, x.dtype, _rank_multiple(x)) if self.enabled else None
+        return expert_mlp(x, index, weight, factors, call)
 
     def extra_repr(self) -> str:
         """Shapes and settings, for print(model)."""
@@ -90,9 +92,22 @@ def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, to
     return expert_mlp(hidden_states, top_k_index, top_k_weights, None, call)
 
 
+def working_factors(factors: Factors, dtype: torch.dtype, multiple: int) -> Factors:
+    """The factors in the tokens' precision, their rank padded with zeros to a multiple; gradients flow through."""
+    a1, b1, a2, b2 = (factor.to(dtype) for factor in factors)
+    missing = -a1.shape[-2] % multiple
+    if missing:
+        a1, a2 = (pad(a, (0, 0, 0, missing)) for a in (a1, a2))
+        b1, b2 = (pad(b, (0, missing)) for b in (b1, b2))
+    return Factors(a1, b1, a2, b2)
+
+
 def expert_layers(model: nn.Module) -> dict[str, Any]:
-    """The experts modules by name. Raises ValueError when there are none or one is not of the shape we compute."""
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "is_concatenated")}
+    """The experts modules by their name in the base model, with or without PEFT around it.
+
+    Raises ValueError when there are none or one is not of the shape we compute.
+    """
+    layers = {n.removeprefix(PREFIX): m for n, m in model.named_modules() if hasattr(m, "is_concatenated")}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no fused experts; expert LoRA needs a mixture-of-experts model")
     for name, experts in layers.items():
@@ -117,7 +132,8 @@ def attach_expert_lora(
 ) -> dict[str, ExpertLora]:
     """Puts LoRA on the experts of every MoE layer, freezes their stacks and switches the model to our implementation.
 
-    Accumulator summation moves unquantised stacks into storages with `rank` free columns. Raises ValueError.
+    Accumulator summation moves unquantised stacks into storages with free columns. Call it after PEFT has attached its
+    own targets: PEFT freezes whatever it finds that is not its own. Raises ValueError.
     """
     generator = torch.Generator().manual_seed(seed)
     made = {}
@@ -127,7 +143,7 @@ def attach_expert_lora(
             if isinstance(weight, nn.Parameter):
                 weight.requires_grad_(False)
                 if summation == "accumulator":
-                    _replace(experts, stack, Dense(_refuse_partitioned(weight, name), columns=rank))
+                    _replace(experts, stack, Dense(_refuse_partitioned(weight, name), -(-rank // 8) * 8))
         count, twice_width, hidden = _shape(experts.gate_up_proj)
         experts.lora = made[name] = ExpertLora(
             (count, hidden, twice_width // 2),
@@ -213,14 +229,8 @@ def _experts_per_block(x: Tensor) -> int | None:
     return 1 if x.device.type == "cpu" else None
 
 
-def _working_factors(factors: Factors, x: Tensor) -> Factors:
-    """The factors in the tokens' precision; on CUDA with the rank padded by zeros to strides of 16 bytes."""
-    a1, b1, a2, b2 = (factor.to(x.dtype) for factor in factors)
-    missing = -a1.shape[-2] % (16 // x.element_size()) if x.is_cuda else 0
-    if missing:
-        a1, a2 = (pad(a, (0, 0, 0, missing)) for a in (a1, a2))
-        b1, b2 = (pad(b, (0, missing)) for b in (b1, b2))
-    return Factors(a1, b1, a2, b2)
+def _rank_multiple(x: Tensor) -> int:
+    return 16 // x.element_size() if x.is_cuda else 1  # CUDA's grouped_mm wants strides of 16 bytes
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)

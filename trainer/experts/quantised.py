@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, pad
+from torch.nn.functional import pad
 
 from trainer.experts.storage import Dense, FrozenStack
 
@@ -26,6 +26,8 @@ GROUP = 64
 "Inputs that share a scale, where 64 divides the row; else their greatest common divisor."
 SCALE_GROUP = 256
 "Scales that share a step when they are quantised themselves."
+LOOKUPS = 2**25
+"Bytes of NF4 decoded at a time."
 # The 16 quantiles of a standard normal that QLoRA (arXiv 2305.14314, appendix E) defines, scaled to [-1, 1].
 # fmt: off
 NF4 = (
@@ -63,6 +65,7 @@ class Scaled(FrozenStack):
     @classmethod
     def _build(cls, experts: Iterable[Tensor], count: int, per_group: bool, double: bool) -> Any:
         built: Any = None
+        made = 0
         for e, matrix in enumerate(experts):
             rows, width = matrix.shape
             group = math.gcd(GROUP, width) if per_group else width
@@ -73,8 +76,9 @@ class Scaled(FrozenStack):
                 codes = torch.empty(size, dtype=cls.code_dtype, device=matrix.device)
                 built = cls(codes, **_empty_scales(count, rows, width // group, double, matrix.device))
             built._put(e, matrix.detach().float().reshape(-1, group))
-        if built is None:
-            raise ValueError(f"{cls.__name__}: no experts; give {count} matrices")
+            made = e + 1
+        if made != count:
+            raise ValueError(f"{cls.__name__}: {made} experts; give {count} matrices")
         return built
 
     def _put(self, e: int, groups: Tensor) -> None:
@@ -178,15 +182,19 @@ class Nf4(Scaled):
         return cls._build(experts, count, per_group=True, double=double)
 
     def dequantise(self, first: int, last: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        """Code value * scale, both rounded to `dtype` first. One expert at a time, so that the lookup stays small."""
+        """Code value * scale, both rounded to `dtype` first."""
         if out is None:
             shape = (last - first, self.out_features, self.in_features)
             out = torch.empty(shape, dtype=dtype, device=self.codes.device)
-        # A table of all 256 bytes: one lookup gives two weights.
         table, scales = _byte_table(dtype, self.codes.device), self._scales(first, last).to(dtype)
-        for codes, scale, matrix in zip(self.codes[first:last], scales, out, strict=True):
-            values = embedding(codes.int(), table).view(self.out_features, -1, self.group)
-            torch.mul(values, scale[:, :, None], out=matrix.unflatten(1, (-1, self.group)))
+        # A few experts at a time: the lookup's index takes four bytes per code.
+        step = max(1, LOOKUPS // self.codes[0].numel())
+        for begin in range(0, last - first, step):
+            codes = self.codes[first + begin : min(first + begin + step, last)]
+            values = torch.index_select(table, 0, codes.flatten().int()).view(dtype)
+            span = slice(begin, begin + step)
+            target = out[span].unflatten(2, (-1, self.group))
+            torch.mul(values.view(target.shape), scales[span, :, :, None], out=target)
         return out
 
     def _encode(self, values: Tensor) -> Tensor:
@@ -231,5 +239,7 @@ def _nonzero(scales: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _byte_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """All 256 bytes decoded, the two weights of a byte as one element: one lookup gives both."""
     book, byte = torch.tensor(NF4, device=device), torch.arange(256, device=device)
-    return torch.stack([book[byte >> 4], book[byte & 15]], 1).to(dtype)
+    pairs = torch.stack([book[byte >> 4], book[byte & 15]], 1).to(dtype)
+    return pairs.view({2: torch.int32, 4: torch.int64, 8: torch.complex128}[dtype.itemsize]).flatten()

@@ -51,7 +51,7 @@ class FrozenStack(nn.Module):
 
 
 class Dense(FrozenStack):
-    """Weights as they are, (E, out, in). With `columns`, each row has so many free columns behind it for `widened`."""
+    """Weights as they are, (E, out, in). With `columns`, each row has that many free ones behind it for `widened`."""
 
     def __init__(self, weight: Tensor, columns: int = 0):
         super().__init__()
@@ -69,13 +69,14 @@ class Dense(FrozenStack):
         return weight.to(dtype) if out is None else out.copy_(weight)
 
     def widened(self, first: int, last: int, dtype: torch.dtype, b: Tensor, scale: float) -> Tensor:
-        """A view of the weights with their free columns filled. Raises ValueError when they are not b's rank wide."""
-        if self.columns != b.shape[-1] or dtype != self.weight.dtype:
+        """A view of the weights and of as many free columns, filled. Raises ValueError when there are too few."""
+        rank = b.shape[-1]
+        if rank > self.columns or dtype != self.weight.dtype:
             raise ValueError(
-                f"Dense: {self.columns} free columns of {self.weight.dtype} for a factor of rank {b.shape[-1]} in "
-                f"{dtype}; build it with columns={b.shape[-1]} in that dtype, or use split summation"
+                f"Dense: {self.columns} free columns of {self.weight.dtype} for a factor of rank {rank} in {dtype}; "
+                f"build it with columns={rank} in that dtype, or use split summation"
             )
-        return fill_columns(self.weight[first:last], b, scale)
+        return fill_columns(self.weight[first:last, :, : self.in_features + rank], b, scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights without their free columns."""
