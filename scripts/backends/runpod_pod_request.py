@@ -20,6 +20,7 @@ from scripts.errors import InputError, Problem, Refused
 Json = dict[str, Any]
 NAME_PREFIX = "lorry-"
 MOST_VARIABLES = 50
+_PLACED_VARIABLES = 4  # deadline, token, and where boto3 fetches keys with it
 MOUNT = "/workspace"
 _OS_DISK_GB = 20
 _DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
@@ -97,10 +98,19 @@ def pod_request(spec: LaunchSpec, settings: PodSettings) -> Json:
 
 
 def placed(request: Mapping[str, Any], candidate: Candidate, deadline: int, token: str) -> Json:
-    """The body for one place. deadline: unix seconds after which anybody may end the Pod."""
-    env = {**request["env"], "LORRY_DEADLINE": str(deadline)} | ({"LORRY_JOB_TOKEN": token} if token else {})
-    gpu = {**request["gpu"], "id": candidate.gpu}
-    return {**request, "gpu": gpu, "dataCenterIds": [candidate.datacenter], "env": env}
+    """The body for one place. deadline: unix seconds after which anybody may end the Pod. token: of the job, for the
+    front door, where boto3 then fetches the keys of the store and renews them; empty without one."""
+    env = {**request["env"], "LORRY_DEADLINE": str(deadline)}
+    if token:
+        keys = f"{env['LORRY_FRONT_DOOR']}/machines/{env['LORRY_JOB']}/credentials"
+        env |= {"AWS_CONTAINER_CREDENTIALS_FULL_URI": keys, "AWS_CONTAINER_AUTHORIZATION_TOKEN": token}
+        env["LORRY_JOB_TOKEN"] = token
+    return {
+        **request,
+        "gpu": {**request["gpu"], "id": candidate.gpu},
+        "dataCenterIds": [candidate.datacenter],
+        "env": env,
+    }
 
 
 def pod_name(job_id: str) -> str:
@@ -148,7 +158,9 @@ def _problems(spec: LaunchSpec, settings: PodSettings, image: str) -> list[Probl
     if spec.store.startswith("s3://") and not knows_store:
         want = "LORRY_POD_SECRETS=" + ",".join(f"{name}=name-of-a-runpod-secret" for name in _STORE_KEYS)
         found.append(Problem("store", f"a Pod would have no key for {spec.store}", want))
-    if len(_variables(spec, settings)) + 2 > MOST_VARIABLES:
-        want = f"at most {MOST_VARIABLES} in all; shorten LORRY_POD_SECRETS"
-        found.append(Problem("variables", f"{len(_variables(spec, settings)) + 2} of them", want))
+    variables = len(_variables(spec, settings)) + _PLACED_VARIABLES
+    if variables > MOST_VARIABLES:
+        found.append(
+            Problem("variables", f"{variables} of them", f"at most {MOST_VARIABLES}: shorten LORRY_POD_SECRETS")
+        )
     return found

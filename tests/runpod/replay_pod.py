@@ -1,0 +1,39 @@
+"""What `scripts.container` does in a Pod, with the replay trainer and short timings.
+
+python -m tests.runpod.replay_pod --store URL --job ID --work DIR
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from scripts.container import machine_here, run_container
+from scripts.pod_end import end_of_pod, run_in_pod
+from scripts.supervisor import Timing
+from tests.container.replay_container import prove, train
+
+
+def main() -> int:
+    words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    end = end_of_pod(os.environ, words["--job"])
+    assert end is not None
+    (Path("environment.json")).write_text(json.dumps(dict(os.environ)))
+
+    def run() -> int:
+        machine = machine_here(words["--store"], words["--job"], Path(words["--work"]), end)
+        script = machine.store.read(f"{machine.job_id}/replay.json")
+        assert script is not None
+        machine.work.mkdir(parents=True, exist_ok=True)
+        (machine.work / "replay.json").write_bytes(script)
+        timing = Timing(**{"poll": 0.05, "heartbeat": 0.1, "contact": 0.3} | json.loads(script).get("timing", {}))
+        return run_container(replace(machine, timing=timing, train=train, prove=prove))
+
+    return run_in_pod(run, end, os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
