@@ -13,10 +13,10 @@ demo: $(STAMP)  ## trains the smoke recipe on the example training set, to a ver
 	$(BIN)/lorry run smoke/zero3 --training-set examples/bicycle-care.jsonl
 
 test: $(STAMP)  ## lint, types and the tests that are quick
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the long cycles
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 bench: $(STAMP)  ## ratios against named peers, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks

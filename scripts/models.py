@@ -37,7 +37,7 @@ def model_problem(folder: Path) -> str | None:
         return f"{folder}: it has no {CONFIG}; stage the base model again"
     try:
         shards = _shards(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{folder / INDEX}: not an index of safetensors files ({error}); stage the base model again"
     broken = [f"{name} ({fault})" for name in shards if (fault := _fault(folder / name))]
     if broken:

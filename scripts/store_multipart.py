@@ -53,16 +53,16 @@ def composite_sha256(pieces: Iterable[bytes], part_bytes: int) -> str:
     return _base64(whole.digest())
 
 
-def upload_in_parts(client: Any, at: dict[str, str], path: Path, progress: Progress | None) -> str:
-    """Uploads the file to `at` (Bucket, Key) and returns its composite checksum. A file may grow: its size now counts.
+def upload_in_parts(client: Any, at: dict[str, str], tag: dict[str, str], path: Path, progress: Progress | None) -> str:
+    """Uploads the file to `at` (Bucket, Key) with `tag` (Tagging) and returns its composite checksum.
 
-    Parts that an earlier upload of this key left, with the same bytes, are not sent again. Raises botocore's errors.
+    A file may grow: its size now counts. Parts that an earlier upload of this key left, with the same bytes, are not sent again. Raises botocore's errors.
     """
     size = path.stat().st_size
     part_bytes = part_bytes_of(size)
     upload_id, there = _unfinished_upload(client, at)
     if upload_id is None:
-        upload_id = client.create_multipart_upload(**at, ChecksumAlgorithm="SHA256")["UploadId"]
+        upload_id = client.create_multipart_upload(**at, **tag, ChecksumAlgorithm="SHA256")["UploadId"]
 
     def send(number: int) -> dict[str, Any]:
         with path.open("rb") as file:

@@ -58,6 +58,11 @@ _ADVICE = {
     "IllegalLocationConstraintException": _REGION,
 }
 
+CHECKPOINT_TAG = "lorry-kind=checkpoint"
+"infra/modules/artifact-store removes what carries it after some days."
+_NO_TAGS = {"NotImplemented", "MethodNotAllowed", "InvalidArgument", "501"}
+"What stores without tags answer; Runpod's volumes are such (its S3 page, 2026-08)."
+
 
 class S3Store:
     """Job folders below a prefix of a bucket. Credentials, region and endpoint are found as boto3 finds them."""
@@ -66,6 +71,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._knows_tags = True
         config = Config(
             # boto3 adds CRC32 trailers by default, which other stores refuse. The signature covers the bytes.
             request_checksum_calculation="when_required",
@@ -125,13 +131,7 @@ class S3Store:
         if self.holds(key, path):
             return report(progress, path.stat().st_size)
         with disk_errors(path), self._errors(key):
-            if path.stat().st_size <= PART_BYTES:
-                data = path.read_bytes()
-                self._client.put_object(**self._at(key), Body=data)
-                report(progress, len(data))
-                checksum = composite_sha256([data], part_bytes_of(len(data)))
-            else:
-                checksum = upload_in_parts(self._client, self._at(key), path, progress)
+            checksum = self._upload(path, key, progress)
             head = self._head(key)
             if head is None or not self._has(key, head, checksum):
                 want = "the connection or the store damages data; try again"
@@ -160,6 +160,25 @@ class S3Store:
             found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ())]
         names = (name.removeprefix(self.prefix).rstrip("/") for name in found)
         return sorted(name for name in names if shown(name))
+
+    def _upload(self, path: Path, key: str, progress: Progress | None) -> str:
+        """Sends the file and returns its checksum. Checkpoints are tagged: the bucket's lifecycle removes them."""
+        if self._knows_tags and "checkpoints" in key.split("/"):
+            try:
+                return self._send(path, key, {"Tagging": CHECKPOINT_TAG}, progress)
+            except ClientError as error:
+                if _code(error) not in _NO_TAGS:
+                    raise
+                self._knows_tags = False
+        return self._send(path, key, {}, progress)
+
+    def _send(self, path: Path, key: str, tag: dict[str, str], progress: Progress | None) -> str:
+        if path.stat().st_size > PART_BYTES:
+            return upload_in_parts(self._client, self._at(key), tag, path, progress)
+        data = path.read_bytes()
+        self._client.put_object(**self._at(key), **tag, Body=data)
+        report(progress, len(data))
+        return composite_sha256([data], part_bytes_of(len(data)))
 
     def _get(self, key: str) -> dict[str, Any] | None:
         try:

@@ -46,6 +46,7 @@ def test_one_file_of_weights_needs_no_index(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
+        (lambda f: (f / "model.safetensors.index.json").write_text("[" * 100_000), "not an index of safetensors files"),
         (lambda f: (f / "config.json").unlink(), "it has no config.json"),
         (lambda f: (f / SHARDS[1]).unlink(), f"1 of 2 weight files are not whole, first {SHARDS[1]} (missing)"),
         (lambda f: (f / SHARDS[0]).write_bytes(tensors(1)[:-1]), "bytes instead of"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from scripts.errors import InputError, LorryError, NotFound, ProviderError, VerificationFailed
 from scripts.store import Store, open_store, sha256_of
@@ -257,3 +258,38 @@ def test_part_sizes_keep_every_limit(size: int) -> None:
 def test_a_file_beyond_the_limits_is_refused() -> None:
     with pytest.raises(InputError, match="at most 5000000000000 bytes"):
         part_bytes_of(5 * 10**12)
+
+
+def test_only_checkpoints_are_tagged_for_the_lifecycle(s3_store: Store, s3_url: str, s3: Any, tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"x" * 100)
+    large.write_bytes(os.urandom(9 * 1024 * 1024))
+    bucket = s3_url.split("/")[2]
+    for path in (small, large):
+        tag = [{"Key": "lorry-kind", "Value": "checkpoint"}]
+        for folder, tags in (("checkpoints/step-000004", tag), ("adapter", [])):
+            key = f"job-1/{folder}/{path.name}"
+            s3_store.put_file(path, key)
+            assert s3.get_object_tagging(Bucket=bucket, Key=f"jobs/{key}")["TagSet"] == tags
+
+
+def test_a_store_without_tags_still_takes_checkpoints(
+    s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runpod's volumes answer NotImplemented to a tag."""
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(b"x" * 100)
+    client = s3_store._client  # type: ignore[attr-defined]
+    put, refused = client.put_object, []
+
+    def put_object(**request: Any) -> Any:
+        if "Tagging" in request:
+            refused.append(request["Key"])
+            raise ClientError({"Error": {"Code": "NotImplemented", "Message": "no tags here"}}, "PutObject")
+        return put(**request)
+
+    monkeypatch.setattr(client, "put_object", put_object)
+    for step in ("step-000004", "step-000008"):
+        s3_store.put_file(path, f"job-1/checkpoints/{step}/lora.safetensors")
+    assert len(refused) == 1
+    assert len(s3_store.keys("job-1/checkpoints")) == 2

@@ -37,7 +37,7 @@ module "room" {
   serving = {
     pools      = ["HOPPER_141"]
     gpus       = 2
-    model_path = "/runpod-volume/models/Qwen/Qwen3-Next-80B-A3B-Instruct"
+    model_path = "/runpod-volume/models/Qwen--Qwen3-Next-80B-A3B-Instruct"
     model_name = "qwen3-next-80b"
   }
 }
