@@ -56,7 +56,8 @@ def composite_sha256(pieces: Iterable[bytes], part_bytes: int) -> str:
 def upload_in_parts(client: Any, at: dict[str, str], tag: dict[str, str], path: Path, progress: Progress | None) -> str:
     """Uploads the file to `at` (Bucket, Key) with `tag` (Tagging) and returns its composite checksum.
 
-    A file may grow: its size now counts. Parts that an earlier upload of this key left, with the same bytes, are not sent again. Raises botocore's errors.
+    A file may grow: its size now counts. Parts that an earlier upload of this key left, with the same bytes, are not
+    sent again. Raises botocore's errors.
     """
     size = path.stat().st_size
     part_bytes = part_bytes_of(size)
