@@ -112,7 +112,9 @@ def pod_bill(api: RunpodApi, store: Store, files: JobFiles) -> dict[str, float] 
     if submission is None or submission.backend != "runpod_pod":
         return None
     claims = PodClaims(store, files.job_id, time.time).all()
-    pods = {claim.pod for claim in claims} | {submission.handle.get("pod")}
+    pods = {*(claim.pod for claim in claims), submission.handle.get("pod")} - {None}
+    if not pods and all(claim.given_up for claim in claims):
+        return None  # it never got a Pod
     asked_at = min([submission.submitted_at, *(claim.touched_at for claim in claims)])
     usd: dict[str, float] = {}
     for row in api.bill("pods", datetime.fromtimestamp(asked_at // HOUR * HOUR, UTC)):

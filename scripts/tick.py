@@ -10,6 +10,7 @@ conditional UPDATE.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from scripts.state import JobState, job_state, overdue
 from scripts.stop import By, stop_job
 from scripts.store import Store
 
-MOST_JOBS = 200
+MOST_JOBS = 1000
 "Of one store in one call; where there are more, the next call goes on elsewhere."
 LOST_SECONDS = 600.0
 "A machine that vanished is the end of its job after this long; until then somebody may launch it again."
@@ -108,7 +109,8 @@ def tick(rooms: Iterable[Room], hands: Hands, *, most: int = MOST_JOBS) -> TickR
         except LorryError as error:
             report.troubles.append(f"{room.store.url}: {error}")
             continue
-        start = int(hands.now()) % len(ids) if len(ids) > most else 0
+        # By chance, and not by the hour: a cron job comes at even times, and would meet the same jobs again and again.
+        start = random.Random(hands.now()).randrange(len(ids)) if len(ids) > most else 0
         for job_id in (ids[start:] + ids[:start])[:most]:
             tick_job(room, job_id, hands, report)
         report.left += max(0, len(ids) - most)
