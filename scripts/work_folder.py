@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from recipes.job import Stop
+from scripts.adapter import MANIFEST
 from scripts.errors import LorryError
 from scripts.job_folder import Stamp, download_folder, upload_folder
+from scripts.push import push
 from scripts.store import READ_BYTES, FileStore, Store
 
 RECORDS = ("status.json", "metrics.jsonl", "result.json", "proof.json", "probe.safetensors")
@@ -118,7 +120,10 @@ class RemoteFolder:
 
     def deliver(self) -> None:
         self._carry_checkpoints()
-        for part in ("logs", "data", "adapter"):
+        adapter = self.path / "adapter"
+        if (adapter / MANIFEST).is_file():
+            push(adapter, self._store, self._job_id)  # never over another adapter of this job
+        for part in ("logs", "data", *(() if (adapter / MANIFEST).is_file() else ("adapter",))):
             if (self.path / part).is_dir():
                 stamps = self._stamps.setdefault(part, {})
                 upload_folder(self._store, self.path / part, f"{self._job_id}/{part}", stamps)
