@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def train(run: Run, first_step: int, save: Callable[[int], None]) -> bool:
     for step in range(first_step, spec.total_steps):
         started = time.monotonic()
         examples = [run.train[i] for i in _indices(run, step)]
-        with _recomputing(run.engine, check=step == first_step):
+        with _recomputing(run.engine) if step == first_step else nullcontext():
             nll, rate = _step(run, step, examples)
         due = time.monotonic() - saved_at > spec.recipe.training.checkpoint_minutes * 60
         stop, save_now, loss = _agreed(run, run.stop.asked, due and run.place.rank == 0, nll)
@@ -186,7 +186,7 @@ def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: f
 
 
 @contextmanager
-def _recomputing(engine: Any, check: bool) -> Iterator[None]:
+def _recomputing(engine: Any) -> Iterator[None]:
     """Proves that layers are recomputed in backward: in eval mode gradient checkpointing is silently off."""
     calls: list[None] = []
     layer = next(m for m in engine.modules() if isinstance(m, GradientCheckpointingLayer))
@@ -195,7 +195,7 @@ def _recomputing(engine: Any, check: bool) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-    if check and len(calls) < 2 * engine.gradient_accumulation_steps():
+    if len(calls) < 2 * engine.gradient_accumulation_steps():
         raise TrainingStopped("unexpected", "gradient checkpointing is off: layers are not recomputed in backward")
 
 

@@ -17,7 +17,7 @@ from recipes.catalog import load_catalog
 from recipes.job import Proof, read_record
 from trainer.targets import meta_model, plan_targets
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DENSE = {"intermediate_size": 96, "num_hidden_layers": 2}
 MOE = {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 2}
