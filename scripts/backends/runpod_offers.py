@@ -44,24 +44,24 @@ def choose(
 ) -> list[Candidate]:
     """Candidates by price, then stock; the planned GPU goes before others at its price.
 
-    gpus, datacenters: the live catalogue with stock for Pods of spec.gpus. Raises Refused when everything that would do
-    costs more than was quoted or is not allowed, ProviderError when it is only out of stock.
+    gpus, datacenters: the live catalogue with stock for Pods of spec.gpus. Raises Refused when nothing that would do is
+    rented at the quoted price, ProviderError when it is only out of stock, or out of stock where it is allowed.
     """
     planned = catalog.offers[spec.offer or ""]
     allowed = _allowed(datacenters, limits)
     rows = {str(row["id"]): row for row in gpus}
     found: list[Candidate] = []
-    problems: list[Problem] = []
+    problems: dict[str, Problem] = {}
     for name, offer in _suitable(spec, catalog, planned):
-        problem = _unfit(name, offer, rows.get(offer.provider_type), planned.usd_per_hour)
-        if problem:
-            problems.append(problem)
+        row = rows.get(offer.provider_type)
+        problem = _unfit(name, offer, row, planned.usd_per_hour)
+        if row is None or problem is not None:
+            problems[name] = problem or _not_rented(name, offer)
             continue
-        row = rows[offer.provider_type]
         found += [Candidate(name, offer.provider_type, dc, _usd(row, offer), stock) for dc, stock in _stock(row)]
     here = [candidate for candidate in found if candidate.datacenter in allowed]
-    if not here and not found and problems:
-        raise Refused(*problems)
+    if not here and not found and spec.offer in problems:
+        raise Refused(problems[spec.offer])
     if not here:
         raise _nowhere(spec, planned, found, limits)
     return sorted(here, key=lambda c: (c.usd_per_hour, c.offer != spec.offer, _LEVELS.index(c.stock), c.datacenter))
@@ -93,7 +93,7 @@ def _suitable(spec: LaunchSpec, catalog: Catalog, planned: Offer) -> list[tuple[
 
 def _unfit(name: str, offer: Offer, row: Json | None, quoted: float) -> Problem | None:
     if row is None or not row.get("secure"):
-        return Problem(name, f"Runpod does not rent {offer.provider_type} in Secure Cloud", "plan again")
+        return _not_rented(name, offer)
     if row["maxCount"]["secure"] < offer.gpus:
         return Problem(name, f"a Pod has at most {row['maxCount']['secure']} of {offer.provider_type}", "plan again")
     usd = _usd(row, offer)
@@ -101,6 +101,10 @@ def _unfit(name: str, offer: Offer, row: Json | None, quoted: float) -> Problem 
         said = f"{offer.gpus} x {offer.provider_type} costs ${usd:.2f} an hour now, the quote was ${quoted:.2f}"
         return Problem(name, said, "plan again with the price of today in recipes/hardware.yaml")
     return None
+
+
+def _not_rented(name: str, offer: Offer) -> Problem:
+    return Problem(name, f"Runpod does not rent {offer.provider_type} in Secure Cloud", "plan again")
 
 
 def _nowhere(spec: LaunchSpec, planned: Offer, found: list[Candidate], limits: Limits) -> ProviderError:

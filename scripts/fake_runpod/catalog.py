@@ -49,8 +49,13 @@ _LEVELS = [_NO_STOCK, "LOW", "MEDIUM", "HIGH"]
 
 @dataclass
 class Catalog:
-    """Stock by datacentre and GPU id, levels NONE, LOW, MEDIUM, HIGH; what is absent is NONE."""
+    """Stock by datacentre and GPU id, levels NONE, LOW, MEDIUM, HIGH; what is absent is NONE.
 
+    `prices`: Secure USD per GPU-hour in the place of the usual ones. `surcharge`: what is charged over what is shown.
+    """
+
+    prices: dict[str, float] = field(default_factory=dict)
+    surcharge: float = 1.0
     stock: dict[str, dict[str, str]] = field(default_factory=lambda: {dc: dict(row) for dc, row in _STOCK.items()})
 
     def level(self, datacenter: str, gpu: str) -> str:
@@ -89,7 +94,7 @@ class Catalog:
             "memory": memory,
             "secure": True,
             "community": community > 0,
-            "price": {"secure": secure, "community": community},
+            "price": {"secure": self.prices.get(gpu_id, secure), "community": community},
             "maxCount": {"secure": 8, "community": 8 if community else 0},
         }
         if with_stock:

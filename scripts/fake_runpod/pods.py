@@ -125,4 +125,4 @@ def _place(account: Account, body: Json) -> Json:
     price = gpu["price"]["community" if body.get("cloud") == "COMMUNITY" else "secure"]
     count = body["gpu"]["count"]
     shown = {"id": gpu["id"], "count": count, "memory": gpu["memory"], "vcpuCount": 24 * count}
-    return {"gpu": shown, "dataCenterId": home, "hourly": price * count}
+    return {"gpu": shown, "dataCenterId": home, "hourly": price * count * account.catalog.surcharge}
