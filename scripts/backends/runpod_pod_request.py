@@ -16,6 +16,7 @@ from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from scripts.backends.runpod_offers import Candidate, Limits
 from scripts.errors import InputError, Problem, Refused
+from scripts.job_token import client_of
 
 Json = dict[str, Any]
 NAME_PREFIX = "lorry-"
@@ -154,8 +155,8 @@ def _problems(spec: LaunchSpec, settings: PodSettings, image: str) -> list[Probl
     if model is not None and model.staged and not settings.volume_id:
         want = "the network volume to which `lorry stage` has brought it"
         found.append(Problem("RUNPOD_VOLUME_ID", f"not set, and {spec.recipe.base.id} must be staged", want))
-    knows_store = bool(settings.front_door) or set(_STORE_KEYS) <= set(settings.secrets)
-    if spec.store.startswith("s3://") and not knows_store:
+    has_token = bool(settings.front_door and settings.token_secret and client_of(spec.store))
+    if spec.store.startswith("s3://") and not has_token and not set(_STORE_KEYS) <= set(settings.secrets):
         want = "LORRY_POD_SECRETS=" + ",".join(f"{name}=name-of-a-runpod-secret" for name in _STORE_KEYS)
         found.append(Problem("store", f"a Pod would have no key for {spec.store}", want))
     variables = len(_variables(spec, settings)) + _PLACED_VARIABLES

@@ -42,6 +42,7 @@ _STOCK = {
     "CA-MTL-1": {"NVIDIA H100 PCIe": "LOW"},
     "US-TX-1": {"NVIDIA H200": "LOW"},
 }
+_COMPLIANCE = {"US-KS-2": ["SOC_2_TYPE_2"], "EU-RO-1": ["GDPR", "ISO_IEC_27001"]}
 _CPUS = [("cpu3c", "Compute-Optimized", 2), ("cpu3g", "General Purpose", 4), ("cpu5c", "5 GHz Compute-Optimized", 2)]
 _NO_STOCK = "NONE"
 _LEVELS = [_NO_STOCK, "LOW", "MEDIUM", "HIGH"]
@@ -112,7 +113,7 @@ class Catalog:
             "region": region,
             "globalNetwork": True,
             "networkVolumeTypes": volume_types,
-            "compliance": [],
+            "compliance": _COMPLIANCE.get(dc, []),
         }
         if with_stock:
             answer["gpuAvailability"] = [
