@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -20,8 +22,9 @@ import httpx
 import pytest
 import uvicorn
 
+from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
-from scripts.backends.base import Backend
+from scripts.backends.base import Backend, Handle, Observation, Owned
 from scripts.backends.local import LocalBackend
 from scripts.gateway.app import create_app
 from scripts.gateway.clients import Client
@@ -231,6 +234,65 @@ def end_containers(folder: Path) -> None:
         owner = lock_owner(lock.parent)
         if owner:
             os.kill(owner.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The URL of a server that speaks the S3 and STS APIs."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket, and the environment that leads boto3 to it."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "aws-secret-canary-4",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"lorry-{secrets.token_hex(6)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}/work"
+
+
+class Rented:
+    """A provider that starts nothing and remembers what it was asked to start and to end."""
+
+    def __init__(self, name: BackendName = "runpod_pod") -> None:
+        self.name: BackendName = name
+        self.asked: list[str] = []
+        self.ended: list[str] = []
+        self.looks = 0
+
+    def request(self, spec: LaunchSpec) -> dict[str, Any]:
+        return {"name": spec.job_id}
+
+    def submit(self, spec: LaunchSpec, request: Mapping[str, Any]) -> dict[str, Any]:
+        self.asked.append(spec.job_id)
+        return {"id": spec.job_id}
+
+    def observe(self, handle: Handle) -> Observation:
+        self.looks += 1
+        return Observation("gone" if handle["id"] in self.ended else "running")
+
+    def stop(self, handle: Handle) -> None:
+        self.ended.append(handle["id"])
+
+    def owned(self) -> list[Owned]:
+        return []
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""The container with the replay trainer, for jobs whose ids the test does not choose: python -m tests.gateway.replay_container
+"""The container with the replay trainer, also for jobs whose ids the test does not choose.
 
-replay.json is taken from the job folder, else from REPLAY of the client's store, else it is a run of four short steps.
+replay.json is taken from the job folder; where there is none it is a run of four short steps.
 """
 
 from __future__ import annotations
