@@ -83,18 +83,24 @@ class Supabase:
     objects: dict[str, bytes] = field(default_factory=dict)
     updates: list[Json] = field(default_factory=list)
     fired: list[Json] = field(default_factory=list)
-    statuses: list[int] = field(default_factory=list)
-    "Failures to come: each is the answer of one request."
+    good: int | None = None
+    "So many requests are answered well, and then one with 503."
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, row_id: str, status: str = "queued", **columns: Any) -> None:
         self.rows[row_id] = {**dict.fromkeys(sorted(COLUMNS)), "id": row_id, "status": status, **columns}
 
+    def fail_after(self, good: int) -> None:
+        self.good = good
+
     def answer(self, method: str, target: str, headers: Headers, body: bytes) -> Reply:
         parts = urlsplit(target)
         with self.lock:
-            if self.statuses:
-                return self.statuses.pop(0), {"message": "scripted failure"}
+            if self.good is not None:
+                self.good -= 1
+                if self.good < 0:
+                    self.good = None
+                    return 503, {"message": "scripted failure"}
             if headers.get("apikey") != self.key or headers.get("authorization") != f"Bearer {self.key}":
                 return 401, {"message": "Invalid API key"}
             if method == "POST" and parts.path.startswith("/storage/v1/object/"):

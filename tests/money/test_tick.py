@@ -84,7 +84,7 @@ def test_a_dead_database_keeps_no_machine_alive(place: Place, supabase: tuple[Su
     project, rows = supabase
     place.launch(cap_usd=0.5)
     place.rest(700)
-    project.statuses = [500] * 9
+    project.fail_after(0)
     assert "stopped (cap)" in place.tick(Ears(rows=rows)).done[0]
     assert place.pods() == []
 
@@ -151,7 +151,7 @@ def test_a_job_without_a_machine_is_launched_again_and_given_up_in_the_end(place
     place.rest(2)
     troubles = place.tick().troubles
     assert len(troubles) == 1
-    assert troubles[0].startswith("job-1: runpod-h100"), troubles
+    assert "no stock" in troubles[0]
     place.rest(UNASKED_SECONDS)
     assert "job-1: stopped (operator): no machine could be had for 2.1 hours" in place.tick().done
     assert place.tick().done == ["job-1: settled at $0.00 (hours)"]
