@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -176,6 +175,10 @@ class Nf4(Scaled):
     codes_per_element = 2
     code_dtype = torch.uint8
 
+    def __init__(self, codes: Tensor, **scales: Tensor):
+        super().__init__(codes, **scales)
+        self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
     @classmethod
     def quantise(cls, experts: Iterable[Tensor], count: int, double: bool = True) -> Nf4:
         """Of `count` matrices (out, in). `double` quantises the scales too. Raises ValueError when `in` is odd."""
@@ -186,7 +189,7 @@ class Nf4(Scaled):
         if out is None:
             shape = (last - first, self.out_features, self.in_features)
             out = torch.empty(shape, dtype=dtype, device=self.codes.device)
-        table, scales = _byte_table(dtype, self.codes.device), self._scales(first, last).to(dtype)
+        table, scales = self._byte_table(dtype), self._scales(first, last).to(dtype)
         # A few experts at a time: the lookup's index takes four bytes per code.
         step = max(1, LOOKUPS // self.codes[0].numel())
         for begin in range(0, last - first, step):
@@ -203,6 +206,16 @@ class Nf4(Scaled):
 
     def _decode(self, codes: Tensor) -> Tensor:
         return torch.tensor(NF4, device=codes.device)[codes]
+
+    def _byte_table(self, dtype: torch.dtype) -> Tensor:
+        """All 256 bytes decoded, the two weights of a byte as one element: one lookup gives both."""
+        key = dtype, self.codes.device
+        if key not in self._tables:
+            book, byte = torch.tensor(NF4, device=key[1]), torch.arange(256, device=key[1])
+            pairs = torch.stack([book[byte >> 4], book[byte & 15]], 1).to(dtype)
+            element = {2: torch.int32, 4: torch.int64, 8: torch.complex128}[dtype.itemsize]
+            self._tables[key] = pairs.view(element).flatten()
+        return self._tables[key]
 
     def _packed(self, codes: Tensor) -> Tensor:
         high, low = codes.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
@@ -235,11 +248,3 @@ def _empty_scales(count: int, rows: int, groups: int, double: bool, device: torc
 
 def _nonzero(scales: Tensor) -> Tensor:
     return torch.where(scales == 0, torch.finfo(scales.dtype).tiny, scales)
-
-
-@lru_cache(maxsize=8)
-def _byte_table(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """All 256 bytes decoded, the two weights of a byte as one element: one lookup gives both."""
-    book, byte = torch.tensor(NF4, device=device), torch.arange(256, device=device)
-    pairs = torch.stack([book[byte >> 4], book[byte & 15]], 1).to(dtype)
-    return pairs.view({2: torch.int32, 4: torch.int64, 8: torch.complex128}[dtype.itemsize]).flatten()
