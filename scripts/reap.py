@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from recipes.job import JOB_ID
 from recipes.recipe import BackendName
 from scripts.backends.base import Backend, Owned
 from scripts.backends.runpod_pod_request import pod_name
 from scripts.errors import LorryError
 from scripts.forgotten import MONTH_HOURS, Forgotten
-from scripts.job_folder import JobFiles, read_job
+from scripts.job_folder import JobFiles, read_jobs
 from scripts.overstay import overstay
 from scripts.state import LENIENCY
 from scripts.stop import stop_job
@@ -39,11 +40,6 @@ class Machine:
     @property
     def name(self) -> str:
         return str(self.owned.handle.get("name", self.owned.job_id))
-
-    @property
-    def store(self) -> str:
-        """URL of the store that its environment names."""
-        return str(self.owned.handle.get("store", ""))
 
 
 @dataclass(frozen=True)
@@ -80,13 +76,13 @@ def look(
 
     Raises ProviderError: a look that is not whole is none.
     """
-    found = []
-    for name, backend in backends.items():
-        for owned in backend.owned():
-            store = str(owned.handle.get("store", ""))
-            files = read_job(open_store(store), owned.job_id) if is_ours(store) else None
-            found.append(Machine(name, owned, files))
-    return found
+    shown = [(name, owned) for name, backend in backends.items() for owned in backend.owned()]
+    wanted: dict[str, list[str]] = {}
+    for _, owned in shown:
+        if is_ours(_store(owned)) and JOB_ID.fullmatch(owned.job_id):
+            wanted.setdefault(_store(owned), []).append(owned.job_id)
+    known = {(url, files.job_id): files for url, ids in wanted.items() for files in read_jobs(open_store(url), ids)}
+    return [Machine(name, owned, known.get((_store(owned), owned.job_id))) for name, owned in shown]
 
 
 def judge(world: World, now: float) -> list[Decision]:
@@ -141,7 +137,7 @@ def _end(machine: Machine, reason: str, backend: Backend, open_store: OpenStore,
     current = submission.handle.get("pod") if submission else None
     if current in (None, machine.owned.handle.get("pod")):
         try:
-            stop_job(open_store(machine.store), machine.owned.job_id, backend, "reaper", reason, now)
+            stop_job(open_store(_store(machine.owned)), machine.owned.job_id, backend, "reaper", reason, now)
         finally:
             backend.stop(machine.owned.handle)  # also when the store does not answer: the money comes first
     else:
@@ -161,3 +157,8 @@ def _unproved(machine: Machine) -> str | None:
     if files.launch is None or files.submission is None or files.submission.backend != machine.backend:
         return "no job folder that asked for it"
     return None
+
+
+def _store(owned: Owned) -> str:
+    """URL of the store that the machine's environment names."""
+    return str(owned.handle.get("store", ""))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.job import Attempt, ContainerState, LaunchSpec, Manifest, Record, Result, Stage, Status, Stop, Submission
-from recipes.load import load_recipe
+from recipes.load import LoadedRecipe, load_recipe
 from scripts.store import Store
 from tests.container.replay_trainer import tensors
 
@@ -21,7 +22,7 @@ PRICE = 2.89
 
 def spec_of(job_id: str, store: Store, **changes: Any) -> LaunchSpec:
     """What render would give for the smoke recipe on one H100, for an hour at most."""
-    loaded = load_recipe("smoke/zero3")
+    loaded = _smoke()
     values: dict[str, Any] = dict(
         job_id=job_id, recipe_name=loaded.name, recipe_sha256=loaded.sha256, recipe=loaded.recipe,
         backend="runpod_pod", offer=OFFER, model_type="qwen3_next", gpus=1, nodes=1, accumulation_steps=1,
@@ -30,6 +31,11 @@ def spec_of(job_id: str, store: Store, **changes: Any) -> LaunchSpec:
         valid_examples=1, store=store.url,
     )  # fmt: skip
     return LaunchSpec(**(values | changes))
+
+
+@functools.cache
+def _smoke() -> LoadedRecipe:
+    return load_recipe("smoke/zero3")
 
 
 @dataclass
