@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.cli.command import Command
 from scripts.errors import InputError, Problem
 from scripts.settings import Settings
+
+if TYPE_CHECKING:
+    from scripts.gateway.clients import Client
 
 PORT = 8700
 
@@ -35,7 +40,8 @@ def _gateway(arguments: argparse.Namespace, settings: Settings) -> int:
     path = arguments.clients or os.environ.get("LORRY_CLIENTS")
     if not path:
         raise InputError(Problem("LORRY_CLIENTS", "missing", "the path of the clients' YAML file"))
-    app = create_app(read_gateway_settings(os.environ, Path.cwd()), load_clients(Path(path)))
+    chosen = read_gateway_settings(os.environ, Path.cwd())
+    app = create_app(chosen, load_clients(Path(path)), tick=_tick(chosen.store))
     place = f"http://{arguments.host}:{arguments.port}/v2/lorry"
     print(f'{{"url": "{place}"}}' if arguments.json else f"the front door is {place}", flush=True)
     # The access log would hold signed links, which are keys for an hour.
@@ -44,6 +50,22 @@ def _gateway(arguments: argparse.Namespace, settings: Settings) -> int:
     )
     print("the front door is closed; jobs go on without it", file=sys.stderr)
     return 0
+
+
+def _tick(store: str) -> Callable[[Client, str], None]:
+    """What is due for one job, with the backends and the bill of this environment."""
+    from scripts.rooms import client_room, open_hands
+    from scripts.tick import TickReport, tick_job
+
+    hands = open_hands(os.environ)
+
+    def tick(client: Client, job_id: str) -> None:
+        report = TickReport()
+        tick_job(client_room(client, os.environ, store), job_id, hands, report)
+        for trouble in report.troubles:
+            print(f"tick: {trouble}", file=sys.stderr)
+
+    return tick
 
 
 COMMANDS = (Command("gateway", "open the front door: one URL and one key for a web app", _arguments, _gateway),)

@@ -1,6 +1,6 @@
 """What a client's jobs of this month cost or may cost, and whether one more is within its cap.
 
-reserve(room, "job-1", quote_usd=3.1, received_at=now)      # raises Refused when the month is full
+reserve(room, "job-1", most_usd=3.1, received_at=now)      # raises Refused when the month is full
 
 A job's reservation is one empty file whose name says it all, so one listing answers:
 2026-11/<milliseconds>-<cents>-<job id>.
@@ -23,21 +23,21 @@ _NAME = re.compile(r"(\d{15})-(\d+)-(.+)")
 
 @dataclass(frozen=True)
 class Reservation:
-    """What one job of the month was quoted."""
+    """The most that one job of the month may cost."""
 
     at_ms: int
     usd: float
     job_id: str
 
 
-def reserve(room: Room, job_id: str, quote_usd: float, received_at: float) -> None:
-    """Books the job on its month. Raises Refused when it and what was booked before it pass the client's cap.
+def reserve(room: Room, job_id: str, most_usd: float, received_at: float) -> None:
+    """Books the most a job may cost, its own cap, on its month. Raises Refused when it and what was booked before it pass the client's cap.
 
     Booked first, then counted, and only what came earlier counts: of two that would pass the cap together exactly the
     later one is refused, whichever process it is in.
     """
     month = time.strftime("%Y-%m", time.gmtime(received_at))
-    mine = Reservation(round(received_at * 1000), math.ceil(quote_usd * 100) / 100, job_id)
+    mine = Reservation(round(received_at * 1000), math.ceil(round(most_usd * 100, 6)) / 100, job_id)
     room.notes.create(f"{month}/{mine.at_ms:015d}-{round(mine.usd * 100)}-{job_id}", b"{}\n")
     others = [
         r for r in reservations(room.notes, month) if r.job_id != job_id and (r.at_ms, r.job_id) < (mine.at_ms, job_id)
@@ -57,7 +57,7 @@ def reserve(room: Room, job_id: str, quote_usd: float, received_at: float) -> No
 
 
 def reservations(notes: Store, month: str) -> list[Reservation]:
-    """What is booked on a month; a job that was booked twice counts once, with its higher quote."""
+    """What is booked on a month; a job that was booked twice counts once, with its higher figure."""
     found: dict[str, Reservation] = {}
     for key in notes.keys(month):
         name = _NAME.fullmatch(key.rpartition("/")[2])
@@ -69,7 +69,7 @@ def reservations(notes: Store, month: str) -> list[Reservation]:
 
 
 def _usd(room: Room, booked: Reservation) -> float:
-    """The settled bill of a job; nothing for one that never got a machine; else its quote."""
+    """The settled bill of a job; nothing for one that never got a machine; else its cap."""
     if (settled := settled_usd(room.jobs, booked.job_id)) is not None:
         return settled
     was_refused = room.jobs.read(f"{booked.job_id}/refusal.json") is not None
@@ -77,10 +77,7 @@ def _usd(room: Room, booked: Reservation) -> float:
 
 
 def settled_usd(jobs: Store, job_id: str) -> float | None:
-    """What the bill of a job came to, once that is known."""
+    """What the bill of a job came to, once it is final."""
     data = jobs.read(f"{job_id}/settlement.json")
     value = json.loads(data) if data else {}
-    for name in ("settled_usd", "billed_usd", "usd"):
-        if isinstance(value.get(name), int | float):
-            return float(value[name])
-    return None
+    return float(value["usd"]) if value.get("is_final") else None

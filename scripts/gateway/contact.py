@@ -57,14 +57,14 @@ def look(door: Door, client: Client, client_id: str) -> Look:
 
 
 def looks(door: Door, client: Client) -> list[Look]:
-    """All jobs of a client, newest first, without asking providers: for lists and counts."""
+    """All jobs of a client, newest first, without asking providers: for lists and counts. Refused requests are none."""
     room = door.room(client)
     requests = [r for job_id in job_ids(room.jobs) if (r := request_of(door, room, job_id)) and r.retry_of is None]
     known = {r.job_id: door.memory.get(("final", client.name, r.job_id)) for r in requests}
     unknown = [r.job_id for r in requests if known[r.job_id] is None]
     files = {f.job_id: f for f in read_jobs(room.jobs, unknown)}
     found = [known[r.job_id] or _kept(door, _judged(door, room, r, files[r.job_id], None)) for r in requests]
-    found = [replace(_followed(door, job), client_id=job.client_id) for job in found]
+    found = [replace(_followed(door, job), client_id=job.client_id) for job in found if job.refusal is None]
     return sorted(found, key=lambda job: job.request.received_at, reverse=True)
 
 

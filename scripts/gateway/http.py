@@ -97,7 +97,7 @@ def guarded(handler: Endpoint) -> Endpoint:
         try:
             return await handler(request)
         except LorryError as error:
-            return error_response(error)
+            return error_response(error, request)
         except ClientDisconnect:
             return Response(status_code=400)
         except HTTPException:
@@ -109,18 +109,26 @@ def guarded(handler: Endpoint) -> Endpoint:
             place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "an unknown place"
             log.error("%s %s: %s at %s", request.method, request.url.path, type(error).__name__, place)
             problem = Problem("lorry", "an error nobody foresaw", "the front door's log names its place")
-            return JSONResponse(LorryError(problem).as_json(), 500)
+            return JSONResponse(told(LorryError(problem), request), 500)
 
     return answer
 
 
-def error_response(error: LorryError) -> JSONResponse:
+def error_response(error: LorryError, request: Request) -> JSONResponse:
     """{error, code, problems} under the status of the error's kind."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     if isinstance(error, TooLarge):
         status = 413
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "10"} if status == 503 else None
-    return JSONResponse(error.as_json(), status, headers)
+    return JSONResponse(told(error, request), status, headers)
+
+
+def told(error: LorryError, request: Request) -> dict[str, Any]:
+    """The error as JSON. Below /v1 `error` is an object with `message`, where OpenAI's clients look for it."""
+    answer: dict[str, Any] = error.as_json()
+    if request.url.path.startswith("/v1/"):
+        answer["error"] = {"message": answer["error"], "type": error.code, "code": error.code, "param": None}
+    return answer
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -128,8 +136,8 @@ async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     want = {404: "see docs/web-app.md for the paths", 405: "another method"}.get(error.status_code, "")
     problem = Problem(f"{request.method} {request.url.path[:200]!a}", error.detail.lower(), want)
-    answer = LorryError(problem).as_json() | {"code": "not_found" if error.status_code == 404 else "bad_request"}
-    return JSONResponse(answer, error.status_code, error.headers)
+    kind = NotFound if error.status_code == 404 else InputError
+    return JSONResponse(told(kind(problem), request), error.status_code, error.headers)
 
 
 async def read_json(request: Request) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from recipes.validate import validated
@@ -188,4 +188,4 @@ def required_file_id(text: str) -> str:
 
 async def _not_here(request: Request) -> Response:
     want = "send it to INFERENCE_API_URL, the serving endpoint"
-    return JSONResponse(NotFound(Problem(request.url.path, "inference; this URL trains", want)).as_json(), 404)
+    raise NotFound(Problem(request.url.path, "inference; this URL trains", want))

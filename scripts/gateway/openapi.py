@@ -108,5 +108,9 @@ def _error_schema() -> Json:
     return {
         "type": "object",
         "required": ["error", "code", "problems"],
-        "properties": {"error": text, "code": text, "problems": {"type": "array", "items": problem}},
+        "properties": {
+            "error": {"type": ["string", "object"]},
+            "code": text,
+            "problems": {"type": "array", "items": problem},
+        },
     }

@@ -45,7 +45,7 @@ def _succeed(door: Door, found: Look, spec: LaunchSpec) -> None:
     again = found.request.model_copy(update={"job_id": job_id, "retry_of": failed, "received_at": door.now()})
     with door.one_at_a_time(room.client, job_id), tempfile.TemporaryDirectory(prefix="lorry-retry-") as folder:
         room.jobs.create(f"{job_id}/request.json", as_bytes(again))
-        reserve(room, job_id, spec.quote_usd, again.received_at)
+        reserve(room, job_id, spec.cap_usd, again.received_at)
         download_folder(room.jobs, f"{failed}/data", Path(folder))
         plan = read(room.jobs, f"{failed}/plan.json", Plan)
         again_spec = spec.model_copy(update={"job_id": job_id})

@@ -23,7 +23,7 @@ from recipes.recipe import BackendName
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem
 from scripts.gateway.budget import reserve
 from scripts.gateway.clients import Client
-from scripts.gateway.dataset import fetch
+from scripts.gateway.dataset import checked_url, fetch
 from scripts.gateway.door import Door, Room
 from scripts.gateway.records import Refusal, Request, Understood, as_bytes, read
 from scripts.gateway.tailor import gpus_named, recipe_name, tailored, wish_text, wished_offer, with_gpu
@@ -66,7 +66,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
     """
     room = door.room(client)
     loaded = tailored(load_recipe(recipe_name(asked, client, door.models)), asked, client.max_usd_per_job)
-    _require_training_set(room, asked)
+    _require_training_set(door, room, asked)
     job_id = _job_id(room, asked, key)
     with door.one_at_a_time(client, job_id):
         request = _recorded(door, room, job_id, asked, loaded, key)
@@ -108,9 +108,12 @@ def understood_of(asked: Asked, loaded: LoadedRecipe) -> Understood:
     )
 
 
-def _require_training_set(room: Room, asked: Asked) -> None:
+def _require_training_set(door: Door, room: Room, asked: Asked) -> None:
+    """Refuses what cannot be one before anything is recorded."""
     if not (asked.dataset_url or asked.file_id):
         raise InputError(Problem("input.dataset_url", "missing", "an https link to the training set"))
+    if asked.dataset_url:
+        checked_url(asked.dataset_url, door.fetcher)
     if asked.file_id and room.files.read(f"{asked.file_id}/file.json") is None:
         raise NotFound(Problem("training_file", f"no file {asked.file_id[:80]!a}", "upload it to /v1/files"))
 
@@ -181,7 +184,7 @@ def _begin(door: Door, room: Room, request: Request, asked: Asked, loaded: Loade
         data = Path(folder)
         report = _checked_set(door, room, asked, loaded, data)
         planned = _planned(door, room, asked, loaded, report, request.job_id)
-        reserve(room, request.job_id, planned.spec.quote_usd, request.received_at)
+        reserve(room, request.job_id, planned.spec.cap_usd, request.received_at)
         spec = _started(door, room, planned.spec, planned.plan, data)
     return Accepted(request, spec, planned.notes, is_new=True)
 

@@ -1,0 +1,186 @@
+"""Whatever is sent, the answer is a sentence and a 4xx: no traceback, no 5xx, no secret."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+
+from scripts.gateway.openapi import openapi_document
+from tests.gateway.conftest import KEYS, Front
+
+RUN = "/v2/lorry/run"
+JSON = {"Content-Type": "application/json", "Authorization": f"Bearer {KEYS['acme']}"}
+DEEP = b'{"input":' + b'{"a":' * 60 + b"1" + b"}" * 61
+URL = "https://training.example/set.jsonl"
+
+
+def sentence(answer: Any) -> str:
+    """The error of a refused request, which has the shape every error has."""
+    assert 400 <= answer.status_code < 500, (answer.status_code, answer.text)
+    told = answer.json()
+    assert told.keys() == {"error", "code", "problems"}
+    assert "Traceback" not in answer.text
+    assert 'File "' not in answer.text
+    return str(told["error"]["message"] if isinstance(told["error"], dict) else told["error"])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "not a JSON object"),
+        (b"   ", "not a JSON object"),
+        (b"{", "not JSON"),
+        (b"null", "not a JSON object"),
+        (b"[]", "not a JSON object"),
+        (b'"run"', "not a JSON object"),
+        (b"{'input': 1}", "not JSON"),
+        (b'{"input": NaN}', "NaN is not JSON"),
+        (b'{"input": {"x": 1e999}}', "not JSON"),
+        (b'{"input": {"x": ' + b"9" * 5000 + b"}}", "not JSON"),
+        (b'{"input": {"job_id": "\\ud800"}}', "not UTF-8"),
+        (b'{"input": {"job_id": "\xff"}}', "not UTF-8"),
+        (b"\x1f\x8b\x08\x00", "not UTF-8"),
+        (b"<xml/>", "not JSON"),
+        (b"a=1&b=2", "not JSON"),
+        (DEEP, "levels deep"),
+        (b"[" * 200_000, "levels deep"),
+        (b"{}", "input: missing"),
+        (b'{"input": null}', "input: missing"),
+        (b'{"input": "x"}', "input: not an object"),
+        (b'{"input": {}}', "input.dataset_url: missing"),
+        (b'{"input": {"dataset_url": 5}}', "input: dataset_url: 5; text"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": []}}', "hyperparameters"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": {"epochs": 0}}}', "epochs: 0; 1 or more"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": {"num_epochs": 1e9}}}', "100 or less"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": {"epochs": 1.5}}}', "a whole number"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": {"epochs": true}}}', "a number"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": {"learning_rate": "fast"}}}', "learning_rate"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": {"lora_rank": -4}}}', "1 or more"),
+        (b'{"input": {"dataset_url": "x", "base_model": "gpt-7"}}', "unknown model 'gpt-7'; one of"),
+        (b'{"input": {"dataset_url": "x", "hyperparameters": {"batch_size": 3}}}', "does not divide over 2 GPUs"),
+        (b'{"input": {"dataset_url": "x", "job_id": ""}}', "at least 1 characters"),
+        (b'{"input": {"dataset_url": "x"}, "policy": {"executionTimeout": 1}}', "policy: executionTimeout"),
+        (b'{"input": {"dataset_url": "x"}, "policy": []}', "https://"),
+        (b'{"input": {"dataset_url": "x"}, "webhook": {}}', "webhook"),
+        (b'{"input": {"openai_route": "/v1/chat/completions", "openai_input": {}}}', "INFERENCE_API_URL"),
+        (b'{"input": {"messages": [], "max_tokens": 5}}', "this URL trains"),
+        (b'{"input": {"prompt": "hello"}}', "a request for inference"),
+    ],
+)  # fmt: skip
+def test_a_body_that_cannot_be_used_is_refused_in_a_sentence(front: Front, body: bytes, said: str) -> None:
+    answer = front.http.post(front.url + RUN, content=body, headers=JSON)
+    assert said in sentence(answer)
+    assert not front.folder("").exists() or list(front.folder("").iterdir()) == []
+
+
+def test_ten_megabytes_are_refused_before_they_are_read_as_json(front: Front) -> None:
+    for body in (b'{"input": "' + b"a" * 10_000_001 + b'"}', b"[" * 10_000_001):
+        answer = front.http.post(front.url + RUN, content=body, headers=JSON)
+        assert answer.status_code == 413
+        assert "at most 10000000 bytes" in sentence(answer)
+    almost = b'{"input": "' + b"a" * 9_999_000 + b'"}'
+    assert "not an object" in sentence(front.http.post(front.url + RUN, content=almost, headers=JSON))
+
+
+@pytest.mark.parametrize("path", ["/v2/lorry/status/{}", "/v1/fine_tuning/jobs/{}", "/v1/files/{}", "/files/acme/{}"])
+def test_an_odd_id_in_a_path_is_not_found(front: Front, path: str) -> None:
+    names = ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%00", "a%0d%0aX: y", "-", "x" * 3000, "%ff%fe", "a/b"]
+    for name in names:
+        answer = raw(front, f"GET {path.format(name)} HTTP/1.1")
+        assert answer.startswith(("HTTP/1.1 404", "HTTP/1.1 400")), (name, answer)
+        assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", RUN, 405), ("DELETE", "/v2/lorry/status/x", 405), ("PUT", "/v1/files", 405),
+        ("POST", "/v2/other/run", 404), ("GET", "/", 404), ("POST", "/v1/chat/completions", 404),
+        ("GET", "/v2/lorry/status/", 404),
+    ],
+)  # fmt: skip
+def test_what_is_not_served_is_said_in_json(front: Front, method: str, path: str, status: int) -> None:
+    answer = front.call(method, path)
+    assert answer.status_code == status
+    assert sentence(answer)
+
+
+def test_inference_at_the_wrong_door_is_told_where_to_go(make_front: Any) -> None:
+    front = make_front(settings={"serving_url": "https://serving.example/v2/abc"})
+    body = {"input": {"openai_route": "/v1/chat/completions", "openai_input": {"messages": []}}}
+    assert "https://serving.example/v2/abc" in sentence(front.post("/v2/lorry/runsync", body))
+    assert "INFERENCE_API_URL" in sentence(front.post("/v1/chat/completions", {}, key=None))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "model: missing"),
+        ({"model": "lorry/smoke", "training_file": "file-../../x"}, "no file"),
+        ({"model": "lorry/smoke", "training_file": "file-0"}, "no file 'file-0'"),
+        ({"model": "lorry/smoke", "training_file": URL, "validation_file": "file-1"}, "is held out"),
+        ({"model": "lorry/smoke", "training_file": URL, "method": {"type": "dpo"}}, "supervised"),
+        ({"model": "lorry/smoke", "training_file": URL, "hyperparameters": {"n_epochs": "many"}}, "epochs"),
+        ({"model": "lorry/smoke", "training_file": URL, "metadata": {"a": 1}}, "metadata"),
+        ({"model": "gpt-4.1", "training_file": URL}, "unknown model 'gpt-4.1'"),
+    ],
+)  # fmt: skip
+def test_a_fine_tuning_job_that_cannot_be_is_refused(front: Front, body: dict[str, Any], said: str) -> None:
+    assert said in sentence(front.post("/v1/fine_tuning/jobs", body))
+
+
+def raw(front: Front, first_line: str) -> str:
+    """The answer to a request that no well-behaved client would send."""
+    parts = urlsplit(front.url)
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
+        head = f"{first_line}\r\nHost: x\r\nAuthorization: Bearer {KEYS['acme']}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        data = b""
+        while chunk := connection.recv(65536):
+            data += chunk
+    return data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_no_request_that_the_document_allows_or_forbids_breaks_the_front_door(front: Front, examples: int) -> None:
+    """schemathesis makes requests from the front door's own OpenAPI document, right ones and wrong ones."""
+    document = openapi_document()
+    schema = schemathesis.openapi.from_dict(json.loads(json.dumps(document)))
+    schema.config.update(base_url=front.url)
+    bad: list[str] = []
+    seen = 0
+
+    for made in schema.get_all_operations():
+        operation = made.ok()
+
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @schemathesis_given(operation)
+        def check(case: Any) -> None:
+            nonlocal seen
+            seen += 1
+            case.headers = {**(case.headers or {}), "Authorization": f"Bearer {KEYS['acme']}"}
+            answer = case.call(timeout=30)
+            told = answer.text[:2000]
+            if answer.status_code >= 500 or "Traceback" in told:
+                bad.append(f"{case.method} {case.formatted_path}: {answer.status_code} {told}")
+            elif answer.status_code >= 400 and answer.headers.get("content-type") == "application/json":
+                assert answer.json().keys() == {"error", "code", "problems"}, told
+
+        check()
+    assert not bad, bad[:3]
+    assert seen > 20 * min(examples, 3)
+
+
+def schemathesis_given(operation: Any) -> Any:
+    """Hypothesis' `given` over right and wrong requests of one operation."""
+    from hypothesis import given, strategies
+    from schemathesis import GenerationMode
+
+    modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+    return given(strategies.one_of([operation.as_strategy(generation_mode=mode) for mode in modes]))
