@@ -158,6 +158,7 @@ def _first_life(host: Host | None) -> tuple[str, ...]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body go in two packets; the second would wait 40 ms for an answer
 
     def _go(self) -> None:
         local: LocalRunpod = self.server.runpod  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from recipes.catalog import load_catalog
-from recipes.recipe import Base
 from scripts.backends.runpod_offers import Candidate, Limits, choose
 from scripts.backends.runpod_pod_request import PodSettings, disk_gb, placed, pod_request, read_pod_settings
 from scripts.errors import InputError, ProviderError, Refused
