@@ -31,7 +31,7 @@ class Reservation:
 
 
 def reserve(room: Room, job_id: str, most_usd: float, received_at: float) -> None:
-    """Books the most a job may cost, its own cap, on its month. Raises Refused when it and what was booked before it pass the client's cap.
+    """Books the most a job may cost, its own cap, on its month. Raises Refused when the client's cap is passed.
 
     Booked first, then counted, and only what came earlier counts: of two that would pass the cap together exactly the
     later one is refused, whichever process it is in.

@@ -1,0 +1,224 @@
+/** Lorry's front door for a web app: submit a training, follow it, end it, and check its webhooks. No dependencies.
+ *
+ *  const lorry = new Lorry({ url: process.env.GPU_CLUSTER_API_URL!, key: process.env.GPU_CLUSTER_API_KEY! });
+ *  const job = await lorry.submit({ job_id: row.id, dataset_url, hyperparameters: { epochs: 3 } });
+ */
+
+export type Phase = "IN_QUEUE" | "IN_PROGRESS" | "COMPLETED" | "FAILED" | "CANCELLED";
+
+/** What a training is made of. What is left out is the recipe's. */
+export interface TrainingJob {
+  /** Your own id of the job, such as the row's uuid: sent twice, it is one job. */
+  job_id?: string;
+  /** An https link that works now; the front door fetches and keeps the file before it answers. */
+  dataset_url: string;
+  base_model?: string;
+  hyperparameters?: {
+    epochs?: number;
+    learning_rate?: number;
+    batch_size?: number;
+    rank?: number;
+    alpha?: number;
+    weight_decay?: number;
+    seed?: number;
+  };
+  gpu_config?: { type?: string; count?: number };
+}
+
+export interface Understood {
+  recipe: string;
+  base_model: string;
+  epochs: number;
+  learning_rate: number;
+  batch_size: number;
+  rank: number;
+  alpha: number;
+  gpu?: string | null;
+  gpu_count?: number;
+  ignored: string[];
+}
+
+export interface Submitted {
+  id: string;
+  status: Phase;
+  understood: Understood;
+  quote_usd: number;
+  cap_usd: number;
+  notes: string[];
+}
+
+/** Whole numbers for epoch and step; loss and learning rate stand together or not at all. */
+export interface Progress {
+  progress: number;
+  stage: string;
+  current_epoch: number;
+  current_step: number;
+  total_steps: number;
+  message: string;
+  eta_seconds?: number;
+  metrics?: { training_loss: number; learning_rate: number; validation_loss?: number; throughput?: number };
+  /** Of a finished job: links that need no key, for an hour. Ask for the status again for new ones. */
+  model_files?: Record<string, string>;
+  model_metadata?: Record<string, unknown>;
+}
+
+export interface JobStatus {
+  id: string;
+  status: Phase;
+  output?: Progress;
+  error?: string;
+  understood: Understood;
+  cost: { usd: number | null; settled: boolean; quote_usd: number | null; cap_usd: number | null };
+}
+
+export interface Quote {
+  gpu: string | null;
+  quote_usd: number;
+  cap_usd: number;
+  usd: { low: number; likely: number; high: number };
+  hours: { low: number; likely: number; high: number };
+  total_steps: number;
+  notes: string[];
+}
+
+export type JobEvent =
+  | { event: "metrics"; id: string; data: { kind: "train" | "eval"; step: number; [name: string]: unknown } }
+  | { event: "status"; data: Progress & { status: Phase; error?: string } }
+  | { event: "end"; data: { status: Phase } };
+
+/** What went wrong, in the front door's own words. `code` is stable: bad_input, refused, not_found, conflict, ... */
+export class LorryError extends Error {
+  constructor(
+    message: string,
+    readonly status: number,
+    readonly code: string,
+    readonly problems: { where: string; got: string; want: string }[] = [],
+  ) {
+    super(message);
+    this.name = "LorryError";
+  }
+}
+
+export class Lorry {
+  private readonly url: string;
+  private readonly headers: Record<string, string>;
+
+  constructor(options: { url: string; key: string }) {
+    this.url = options.url.replace(/\/+$/, "");
+    this.headers = { Authorization: `Bearer ${options.key}`, "Content-Type": "application/json" };
+  }
+
+  /** Starts a training. The same job_id or idempotency key never starts two; another body under it is a conflict. */
+  submit(job: TrainingJob, options: { idempotencyKey?: string } = {}): Promise<Submitted> {
+    const headers = options.idempotencyKey ? { "Idempotency-Key": options.idempotencyKey } : {};
+    return this.call("POST", "/run", { input: job }, headers);
+  }
+
+  /** What it would do and cost. Nothing is started. */
+  quote(job: Partial<TrainingJob>): Promise<Quote> {
+    return this.call("POST", "/quote", { input: job });
+  }
+
+  status(id: string): Promise<JobStatus> {
+    return this.call("GET", `/status/${encodeURIComponent(id)}`);
+  }
+
+  /** Ends the job and its machine. */
+  cancel(id: string): Promise<JobStatus> {
+    return this.call("POST", `/cancel/${encodeURIComponent(id)}`);
+  }
+
+  /** Starts a failed job again, under its own id. */
+  retry(id: string): Promise<JobStatus> {
+    return this.call("POST", `/retry/${encodeURIComponent(id)}`);
+  }
+
+  /** Events until the job ends. A broken connection is taken up again after the last metrics that were seen. */
+  async *stream(id: string, options: { lastEventId?: string; signal?: AbortSignal } = {}): AsyncGenerator<JobEvent> {
+    let last = options.lastEventId ?? "0";
+    for (let failures = 0; ; ) {
+      try {
+        const headers = { ...this.headers, Accept: "text/event-stream", "Last-Event-ID": last };
+        const url = `${this.url}/events/${encodeURIComponent(id)}`;
+        const answer = await fetch(url, { headers, ...(options.signal ? { signal: options.signal } : {}) });
+        if (!answer.ok || !answer.body) throw await errorOf(answer);
+        for await (const event of eventsOf(answer.body)) {
+          failures = 0;
+          if (event.event === "metrics") last = event.id;
+          yield event;
+          if (event.event === "end") return;
+        }
+      } catch (error) {
+        const isFinal = error instanceof LorryError && error.status < 500;
+        if (isFinal || options.signal?.aborted || ++failures > 8) throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** Math.min(failures, 6)));
+    }
+  }
+
+  private async call<T>(method: string, path: string, body?: unknown, more: Record<string, string> = {}): Promise<T> {
+    const init: RequestInit = { method, headers: { ...this.headers, ...more } };
+    if (body !== undefined) init.body = JSON.stringify(body);
+    const answer = await fetch(this.url + path, init);
+    if (!answer.ok) throw await errorOf(answer);
+    return (await answer.json()) as T;
+  }
+}
+
+/** The message of a webhook, once its signature and its age are right; throws LorryError otherwise.
+ *
+ *  `body` is the raw text of the request: parsed and printed again, it would no longer be what was signed.
+ *  Deliveries come at least once: keep `delivery` and drop what you have seen.
+ */
+export async function verifyWebhook<T = Record<string, unknown>>(
+  headers: Headers,
+  body: string,
+  secret: string,
+  options: { toleranceSeconds?: number; now?: number } = {},
+): Promise<{ delivery: string; message: T }> {
+  const timestamp = headers.get("lorry-timestamp") ?? "";
+  const signature = /^sha256=([0-9a-f]{64})$/.exec(headers.get("lorry-signature") ?? "")?.[1];
+  const refuse = (why: string) => new LorryError(`webhook: ${why}`, 401, "unauthorized");
+  if (!signature || !/^\d{1,12}$/.test(timestamp)) throw refuse("it is not signed");
+  const now = options.now ?? Date.now() / 1000;
+  if (Math.abs(now - Number(timestamp)) > (options.toleranceSeconds ?? 300)) throw refuse("it is too old");
+  const encoder = new TextEncoder();
+  const algorithm = { name: "HMAC", hash: "SHA-256" };
+  const key = await crypto.subtle.importKey("raw", encoder.encode(secret), algorithm, false, ["verify"]);
+  const bytes = Uint8Array.from(signature.match(/../g) ?? [], (pair) => parseInt(pair, 16));
+  const isOurs = await crypto.subtle.verify("HMAC", key, bytes, encoder.encode(`${timestamp}.${body}`));
+  if (!isOurs) throw refuse("its signature is wrong");
+  return { delivery: headers.get("lorry-delivery") ?? "", message: JSON.parse(body) as T };
+}
+
+async function errorOf(answer: Response): Promise<LorryError> {
+  const text = await answer.text();
+  try {
+    const told = JSON.parse(text);
+    return new LorryError(String(told.error), answer.status, String(told.code), told.problems);
+  } catch {
+    return new LorryError(`the front door answered ${answer.status}`, answer.status, "unexpected");
+  }
+}
+
+/** Server-sent events: blocks of `name: value` lines, each ended by an empty line; other lines are comments. */
+async function* eventsOf(body: ReadableStream<Uint8Array>): AsyncGenerator<JobEvent> {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const blocks = (text + decoder.decode(value, { stream: true })).split("\n\n");
+      text = blocks.pop() ?? "";
+      for (const block of blocks) {
+        const fields: Record<string, string> = {};
+        for (const [, name, content] of block.matchAll(/^(id|event|data): (.*)$/gm)) fields[name!] = content!;
+        if (fields.event) yield { ...fields, data: JSON.parse(fields.data ?? "null") } as JobEvent;
+      }
+    }
+  } finally {
+    await reader.cancel().catch(() => undefined);
+  }
+}
