@@ -112,6 +112,13 @@ class Account:
         first = [{"source": "container", "line": line, "ts": pod["createdAt"]} for line in scripted]
         return first + self.said.get(pod["id"], [])
 
+    def add_secret(self, body: Json) -> Json:
+        """Keeps a secret, its value out of sight. Raises Rejected 409 for a name that is taken."""
+        if any(s["name"] == body["name"] for s in self.held["secrets"].values()):
+            raise Rejected(409, f"a secret named {body['name']} already exists")
+        self.secret_values[body["name"]] = body["value"]
+        return self.store("secrets", {"name": body["name"]})
+
     def datacenter(self, datacenter: str) -> Json:
         """One datacentre of the catalogue. Raises Rejected 400."""
         for candidate in self.catalog.datacenters():
@@ -210,19 +217,16 @@ def create_delegation(account: Account, body: Json) -> Json:
 
 def create_secret(account: Account, body: Json) -> Json:
     """POST /v2/account/secrets: the value reaches containers, only its name can be read."""
-    if any(s["name"] == body["name"] for s in account.held["secrets"].values()):
-        raise Rejected(409, f"a secret named {body['name']} already exists")
-    account.secret_values[body["name"]] = body["value"]
-    return account.store("secrets", {"name": body["name"]})
-
-
-def _volume_ids(user: Json, field_name: str) -> list[str]:
-    if field_name == "networkVolumes":
-        return list(user.get("networkVolumes", []))
-    return [mount["volumeId"] for mount in user.get("mounts", {}).get("network", [])]
+    return account.add_secret(body)
 
 
 def change_secret(account: Account, secret: Json, body: Json) -> Json:
     """PATCH /v2/account/secrets/{id}: containers that start from now on get the new value."""
     account.secret_values[secret["name"]] = body["value"]
     return secret
+
+
+def _volume_ids(user: Json, field_name: str) -> list[str]:
+    if field_name == "networkVolumes":
+        return list(user.get("networkVolumes", []))
+    return [mount["volumeId"] for mount in user.get("mounts", {}).get("network", [])]

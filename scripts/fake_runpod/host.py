@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts.fake_runpod.account import Account
+from scripts.fake_runpod.clock import seconds_of
 from scripts.fake_runpod.processes import Runner, Running
 
 Json = dict[str, Any]
@@ -96,7 +97,7 @@ class Host:
         if due is not None:
             due.times -= 1
         pod["life"] = ["PROVISIONING"]
-        return Machine(pod, f"pod-{secrets.token_hex(16)}", "PROVISIONING", account.clock.now(), due)
+        return Machine(pod, f"pod-{secrets.token_hex(16)}", "PROVISIONING", seconds_of(pod["createdAt"]), due)
 
     def _step(self, account: Account, machine: Machine) -> None:
         now = account.clock.now()

@@ -1,0 +1,99 @@
+"""The real trainer in a Pod of the local Runpod: data and adapter in a bucket, its keys from Runpod secrets."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recipes.catalog import load_catalog
+from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
+from recipes.recipe import Recipe
+from scripts.backends.runpod_api import RunpodApi
+from scripts.fake_runpod.host import Host
+from scripts.fake_runpod.processes import ProcessRunner
+from scripts.fake_runpod.server import LocalRunpod, serve
+from scripts.fake_runpod.store import serve_store
+from scripts.plan import make_plan
+from scripts.pull import pull
+from scripts.render import render
+from scripts.store import open_store
+from scripts.tokenizer import find_tokenizer
+from scripts.training_set import prepare
+from scripts.watch import watch
+from tests.runpod.conftest import IMAGE, KEY, OPENAPI, REPOSITORY, Room
+
+CANARIES = {"store_id": "CANARYACCESSKEY", "store_key": "CANARY-secret-access-key", "hf": "hf_CANARY_token"}
+
+
+@pytest.fixture
+def runpod(tmp_path: Path) -> Iterator[LocalRunpod]:
+    """A local Runpod whose Pods run the container itself."""
+    with serve(KEY, OPENAPI, host=Host(tmp_path / "host", ProcessRunner())) as local:
+        yield local
+        assert local.drift == []
+
+
+@pytest.fixture
+def room(runpod: LocalRunpod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    """The smoke recipe with four steps on the training set that ships, for one GPU of a Pod."""
+    smoke = load_recipe("smoke/zero3")
+    values = smoke.recipe.model_dump()
+    values["training"] |= {"max_steps": 4}
+    values["hardware"] |= {"backends": ("runpod_pod",), "gpus": 1}
+    recipe = Recipe.model_validate(values)
+    loaded, catalog = LoadedRecipe(smoke.name, recipe, recipe_sha256(recipe)), load_catalog()
+    tokenizer = find_tokenizer(recipe.base.id, [REPOSITORY / "recipes" / "smoke"])
+    source = REPOSITORY / "examples" / "bicycle-care.jsonl"
+    report = prepare(source, tmp_path / "data", recipe.data, recipe.training.seed, tokenizer)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with serve_store("bucket") as url:
+        plain = {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "mine", "AWS_EC2_METADATA_DISABLED": "true"}
+        for name, value in (plain | keys).items():
+            monkeypatch.setenv(name, value)
+        store = open_store("s3://bucket/jobs")
+        plan = make_plan(loaded, report, catalog)
+        spec = render(
+            loaded, plan, report, catalog, job_id="real-1", backend="runpod_pod", store=store.url, commit=None
+        )
+        secrets = "AWS_ACCESS_KEY_ID=store_id,AWS_SECRET_ACCESS_KEY=store_key,HF_TOKEN=hf"
+        environment = {"RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": runpod.url, "LORRY_IMAGE": IMAGE, **plain}
+        with RunpodApi(KEY, runpod.url) as api:
+            for name, value in CANARIES.items():
+                api.create("account/secrets", {"name": name, "value": value}, secret=True)
+        runpod.log.clear()
+        yield Room(runpod, store, tmp_path / "data", environment | {"LORRY_POD_SECRETS": secrets}, spec)
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_trains_in_a_pod_and_no_secret_is_left_anywhere(room: Room, tmp_path: Path) -> None:
+    began = time.time()
+    pod = room.launch().handle["pod"]
+    out = io.StringIO()
+    state = watch(room.store, "real-1", room.backend, out, poll_seconds=0.5)
+    assert state.state == "completed", out.getvalue() + room.said()
+    room.finish()
+    manifest = pull(room.store, "real-1", tmp_path / "adapter")
+    assert manifest.effect > 0
+    assert (manifest.base_model, manifest.recipe_name) == ("lorry/smoke", "smoke/zero3")
+    bill = room.billed()
+    assert list(bill) == [pod]
+    assert 0 < bill[pod] <= room.submissions[0].handle["usd_per_hour"] * (time.time() - began) / 3600
+    assert _leaks(room, tmp_path / "host") == []
+
+
+def _leaks(room: Room, host: Path) -> list[str]:
+    """Where a canary shows: requests, the Pods' logs, the job folder in the bucket, the Pods' disks."""
+    secrets = [value.encode() for value in (*CANARIES.values(), KEY)]
+    seen = [(f"{method} {path}", (path + body).encode()) for method, path, body in room.runpod.log]
+    seen += [(key, room.store.read(key) or b"") for key in room.store.keys("real-1")]
+    seen += [(str(path), path.read_bytes()) for path in host.rglob("*") if path.is_file()]
+    seen.append(("the log of a Pod", room.said().encode()))
+    assert len(seen) > 30
+    return [where for where, data in seen if any(secret in data for secret in secrets)]
