@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -57,7 +58,7 @@ class _NotAllowed(Exception):
 
 def fetch(url: str, path: Path, fetcher: Fetcher) -> None:
     """Writes what the URL gives to `path`. Raises InputError; no message holds the query, which may be a signature."""
-    tls = fetcher.tls or ssl.create_default_context()
+    tls = fetcher.tls or _default_tls()
     ends = fetcher.now() + fetcher.max_seconds
     with httpcore.ConnectionPool(
         ssl_context=tls, network_backend=_Checked(fetcher), max_keepalive_connections=0
@@ -139,6 +140,12 @@ class _Checked(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 last = error
         raise last
+
+
+@lru_cache(maxsize=1)
+def _default_tls() -> ssl.SSLContext:
+    """The certificates this machine trusts; reading them takes a tenth of a second."""
+    return ssl.create_default_context()
 
 
 def _step(pool: httpcore.ConnectionPool, url: str, path: Path, fetcher: Fetcher, ends: float) -> str | None:

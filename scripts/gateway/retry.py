@@ -12,7 +12,8 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from recipes.job import LaunchSpec, Plan
+from recipes.job import LaunchSpec
+from recipes.preparation import Plan
 from scripts.errors import Conflict, Problem
 from scripts.gateway.budget import reserve
 from scripts.gateway.clients import Client

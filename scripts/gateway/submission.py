@@ -12,13 +12,15 @@ import json
 import re
 import tempfile
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from recipes.catalog import load_catalog
-from recipes.job import LaunchSpec, Plan, TrainingSetReport
+from recipes.catalog import Catalog, load_catalog
+from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe
+from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem
 from scripts.gateway.budget import reserve
@@ -65,7 +67,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
     last case sending the same again is right.
     """
     room = door.room(client)
-    loaded = tailored(load_recipe(recipe_name(asked, client, door.models)), asked, client.max_usd_per_job)
+    loaded = tailored(_recipe(recipe_name(asked, client, door.models)), asked, client.max_usd_per_job)
     _require_training_set(door, room, asked)
     job_id = _job_id(room, asked, key)
     with door.one_at_a_time(client, job_id):
@@ -84,7 +86,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
 def quote(door: Door, client: Client, asked: Asked) -> Planned:
     """What the job would do and cost; nothing is started or kept. Without a training set, for a nominal one."""
     room = door.room(client)
-    loaded = tailored(load_recipe(recipe_name(asked, client, door.models)), asked, client.max_usd_per_job)
+    loaded = tailored(_recipe(recipe_name(asked, client, door.models)), asked, client.max_usd_per_job)
     with tempfile.TemporaryDirectory(prefix="lorry-quote-") as folder:
         given = bool(asked.dataset_url or asked.file_id)
         report = _checked_set(door, room, asked, loaded, Path(folder)) if given else None
@@ -214,7 +216,7 @@ def _planned(
     door: Door, room: Room, asked: Asked, loaded: LoadedRecipe, report: TrainingSetReport | None, job_id: str
 ) -> Planned:
     """Plan and spec on the GPU the client wishes for where that can be had, else on the cheapest that fits."""
-    catalog = load_catalog()
+    catalog = _offered(loaded.recipe.hardware.backends)
     plan = make_plan(loaded, report, catalog)
     notes: tuple[str, ...] = ()
     wish, backend = wish_text(asked.gpu), door.settings.backend
@@ -230,6 +232,19 @@ def _planned(
     if wish and not _is_wished(spec, asked):
         notes = (f"{wish} was asked for; {spec.offer} is taken: it is what fits or what the recipe insists on.",)
     return Planned(loaded, plan, report, spec, notes + plan.notes + (report.notes if report else ()))
+
+
+@lru_cache(maxsize=64)
+def _recipe(name: str) -> LoadedRecipe:
+    return load_recipe(name)
+
+
+@lru_cache(maxsize=32)
+def _offered(backends: tuple[BackendName, ...]) -> Catalog:
+    """The catalog with the offers of these backends alone: judging all of them takes longer than everything else."""
+    catalog = load_catalog()
+    offers = {name: offer for name, offer in catalog.offers.items() if offer.backend in backends}
+    return replace(catalog, offers=offers or catalog.offers)
 
 
 def _is_wished(spec: LaunchSpec, asked: Asked) -> bool:

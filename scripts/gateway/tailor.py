@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from recipes.catalog import Catalog
-from recipes.job import OfferPlan, Plan
 from recipes.load import LoadedRecipe, recipe_sha256
+from recipes.preparation import OfferPlan, Plan
 from recipes.recipe import BackendName, Recipe
 from recipes.validate import validated
 from scripts.errors import InputError, Problem
