@@ -41,7 +41,8 @@ from recipes.recipe import Data
 from scripts.training_set import prepare
 report = prepare(Path(sys.argv[1]), Path(sys.argv[2]), Data(), 1)
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({"cpu_seconds": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024,
+peak_kib = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+print(json.dumps({"cpu_seconds": used.ru_utime + used.ru_stime, "peak_mib": peak_kib / 1024,
                   "conversations": report.conversations, "merged": report.merged}))
 """
 

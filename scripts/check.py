@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.chat import marked, tokenise
-from recipes.job import TrainingSetReport
+from recipes.preparation import TrainingSetReport
 from recipes.recipe import Data
 from scripts.tokenizer import ChatTokenizer
 from scripts.training_set import prepare

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from recipes.job import File, Metric, Plan, TrainingSetReport
+from recipes.job import File, Metric
+from recipes.preparation import Plan, TrainingSetReport
 from scripts.errors import NotFound, Problem
 from scripts.job_folder import read_job
 from scripts.report import ReportInput, report_html

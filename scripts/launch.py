@@ -9,7 +9,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from recipes.job import LaunchSpec, Plan, Record, Submission
+from recipes.job import LaunchSpec, Record, Submission
+from recipes.preparation import Plan
 from scripts.backends.base import Backend
 from scripts.errors import Conflict, Problem
 from scripts.job_folder import read_job

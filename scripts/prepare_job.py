@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.catalog import Catalog, load_catalog
-from recipes.job import LaunchSpec, Plan, TrainingSetReport
+from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe
+from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
 from scripts.plan import make_plan
 from scripts.render import render

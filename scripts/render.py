@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 from recipes.catalog import Catalog
-from recipes.job import JOB_ID, LaunchSpec, OfferPlan, Plan, TrainingSetReport
+from recipes.job import JOB_ID, LaunchSpec
 from recipes.load import LoadedRecipe
+from recipes.preparation import OfferPlan, Plan, TrainingSetReport
 from recipes.recipe import BackendName, Recipe
 from scripts.errors import InputError, Problem, Refused
 from scripts.plan.choose import cheapest

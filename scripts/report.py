@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from recipes.job import LaunchSpec, Manifest, Metric, Plan, Proof, Result, TrainingSetReport
+from recipes.job import LaunchSpec, Manifest, Metric, Proof, Result
+from recipes.preparation import Plan, TrainingSetReport
 from scripts.loss_chart import loss_chart
 
 _STYLE = """

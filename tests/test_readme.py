@@ -92,7 +92,7 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_every_command_shown_exists() -> None:
     commands = set(re.findall(r"^  ([a-z-]+) +[a-z]", help_text(), flags=re.MULTILINE))
-    for word in re.findall(r"^\$? ?lorry ([a-z-]+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE):
+    for word in re.findall(r"^\$? ?lorry ([a-z][a-z-]*)", README.read_text(encoding="utf-8"), flags=re.MULTILINE):
         assert word in commands, word
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.job import LaunchSpec, Metric, Plan, Proof, Result, TokenCounts, TrainedGroup, TrainingSetReport
+from recipes.job import LaunchSpec, Metric, Proof, Result, TrainedGroup
+from recipes.preparation import Plan, TokenCounts, TrainingSetReport
 from recipes.recipe import Base, Recipe
 from scripts.loss_chart import loss_chart
 from scripts.report import ReportInput, report_html

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -232,7 +231,8 @@ def _precisions(model: Any, precision: str) -> str:
 def _peak_gib(place: Place) -> float:
     if place.cuda:
         return float(torch.cuda.max_memory_allocated() / 2**30)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not ru_maxrss: Linux hands a child the peak of the process that started it.
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20
 
 
 def _versions() -> dict[str, str]:

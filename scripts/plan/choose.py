@@ -6,8 +6,8 @@ plan = make_plan(load_recipe("smoke/zero3"), None, load_catalog())
 from __future__ import annotations
 
 from recipes.catalog import BaseModelFacts, Catalog, Offer
-from recipes.job import OfferPlan, Plan, TrainingSetReport
 from recipes.load import LoadedRecipe
+from recipes.preparation import OfferPlan, Plan, TrainingSetReport
 from recipes.recipe import Recipe
 from scripts.plan.memory import Batch, memory_parts, peak_gib, storage_of
 from scripts.plan.notes import notes_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recipes.catalog import BaseModelFacts, Catalog
-from recipes.job import OfferPlan
+from recipes.preparation import OfferPlan
 from recipes.recipe import Recipe
 from scripts.plan.workload import NOMINAL_CONVERSATIONS, Workload
 

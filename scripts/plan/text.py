@@ -9,7 +9,7 @@ import math
 import textwrap
 
 from recipes.catalog import Catalog, Offer
-from recipes.job import OfferPlan, Plan, Span
+from recipes.preparation import OfferPlan, Plan, Span
 
 WIDTH = 100
 SMALLEST_SHOWN = 0.005

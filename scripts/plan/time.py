@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipes.catalog import BaseModelFacts, Gpu, Offer, Shape
-from recipes.job import Span
+from recipes.preparation import Span
 from recipes.recipe import Recipe
 from scripts.plan.memory import Storage, frozen_bytes
 from scripts.plan.parameters import Matrix, matrices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from recipes.job import TrainingSetReport
+from recipes.preparation import TrainingSetReport
 from recipes.recipe import Recipe
 from recipes.schedule import steps_in
 

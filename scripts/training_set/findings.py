@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recipes.errors import InputError, Problem
-from recipes.job import Skipped
+from recipes.preparation import Skipped
 from scripts.training_set.rows import RawRow
 
 KEPT = 20  # problems shown, and line numbers kept per reason

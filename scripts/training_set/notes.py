@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recipes.job import TrainingSetReport
+from recipes.preparation import TrainingSetReport
 from recipes.recipe import Data
 from scripts.training_set import convert
 from scripts.training_set.findings import Findings

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 import msgspec
 
 from recipes.errors import InputError, LorryError, Problem
-from recipes.job import TokenCounts, TrainingSetReport, write_record
+from recipes.job import write_record
+from recipes.preparation import TokenCounts, TrainingSetReport
 from recipes.recipe import Data
 from scripts.tokenizer import ChatTokenizer
 from scripts.training_set import convert

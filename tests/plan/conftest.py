@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.job import TokenCounts, TrainingSetReport
+from recipes.preparation import TokenCounts, TrainingSetReport
 
 
 def make_report(**changes: object) -> TrainingSetReport:

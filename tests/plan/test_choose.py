@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from recipes.catalog import Catalog, load_catalog
-from recipes.job import OfferPlan, Plan, TrainingSetReport
 from recipes.load import LoadedRecipe, load_recipe, recipe_names, recipe_sha256
+from recipes.preparation import OfferPlan, Plan, TrainingSetReport
 from scripts.plan import make_plan
 from scripts.plan.choose import PLANNED
 from scripts.plan.workload import NOMINAL_CONVERSATIONS, workload_of

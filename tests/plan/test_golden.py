@@ -13,8 +13,8 @@ from typing import get_args
 import pytest
 
 from recipes.catalog import load_catalog
-from recipes.job import Plan, TrainingSetReport
 from recipes.load import LoadedRecipe, load_recipe, recipe_names
+from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
 from scripts.errors import Refused
 from scripts.plan import make_plan, plan_text

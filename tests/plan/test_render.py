@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from recipes.catalog import load_catalog
 from recipes.errors import InputError
-from recipes.job import LaunchSpec, TrainingSetReport
+from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe, recipe_names, recipe_sha256
+from recipes.preparation import TrainingSetReport
 from recipes.recipe import BackendName, Recipe
 from recipes.schedule import steps_in
 from scripts.errors import Refused

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from recipes.catalog import load_catalog
-from recipes.job import TrainingSetReport
 from recipes.load import load_recipe
+from recipes.preparation import TrainingSetReport
 from scripts.plan import make_plan
 from scripts.plan.parameters import targeted
 from scripts.plan.time import flop_per_token, padded

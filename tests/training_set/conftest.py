@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from recipes.job import TrainingSetReport
+from recipes.preparation import TrainingSetReport
 from recipes.recipe import Data
 from scripts.tokenizer import ChatTokenizer, find_tokenizer
 from scripts.training_set import prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.errors import InputError
-from recipes.job import TrainingSetReport
+from recipes.preparation import TrainingSetReport
 from recipes.recipe import Data
 from scripts.check import check, printable
 
