@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from recipes.job import Record
 from recipes.recipe import BackendName
 
@@ -77,7 +79,7 @@ class OfferPlan(Record):
     total_gib: float
     capacity_gib: float
     step_seconds: Span | None = None
-    minutes: dict[str, Span] = {}
+    minutes: dict[str, Span] = Field(default_factory=dict)
     "By stage: start, load, evaluate, train, prove, upload."
     hours: Span | None = None
     usd: Span | None = None
