@@ -191,7 +191,7 @@ def _stop(visit: Visit, hands: Hands) -> list[str]:
 
 def _unasked(visit: Visit) -> tuple[By, str] | None:
     waited = _waits_for_a_machine(visit)
-    if waited is None or waited <= UNASKED_SECONDS:
+    if waited is None or waited <= UNASKED_SECONDS or visit.files.container is not None:
         return None
     return "operator", f"no machine could be had for {waited / 3600:.1f} hours"
 
@@ -207,9 +207,9 @@ def _end_what_outstays(visit: Visit, hands: Hands) -> list[str]:
 
 
 def _launch_again(visit: Visit, hands: Hands) -> list[str]:
-    """Asks for the machine that a launch did not get: it was cut short, or there was no stock."""
+    """Asks for the machine that a launch did not get, or finds the one it got but could not write down."""
     waited, spec = _waits_for_a_machine(visit), visit.files.launch
-    if waited is None or spec is None or not RELAUNCH_SECONDS < waited <= UNASKED_SECONDS:
+    if waited is None or spec is None or waited <= RELAUNCH_SECONDS:
         return []
     launch(visit.room.store, spec, None, Path(), hands.backend(spec.backend), visit.now)  # its data is in the store
     return ["launched again"]
@@ -242,9 +242,9 @@ def _settle(visit: Visit, hands: Hands) -> list[str]:
 
 
 def _waits_for_a_machine(visit: Visit) -> float | None:
-    """For how many seconds a job that is to run has had no machine; None when it has one, or needs none."""
+    """For how many seconds a job that is to run has had no machine on record; None when it has one, or needs none."""
     files, submission = visit.files, visit.files.submission
-    if visit.state.is_final or files.stop is not None or files.container is not None:
+    if visit.state.is_final or files.stop is not None:
         return None
     if submission is not None:
         return None if submission.handle else visit.now - submission.submitted_at
