@@ -29,11 +29,12 @@ class Idleness:
 
     def __init__(self, probe: Probe, limit_seconds: float, now: float) -> None:
         self._probe, self._limit = probe, limit_seconds
+        self._every = min(SAMPLE_SECONDS, limit_seconds / 3)
         self._busy_at = self._sampled_at = now
 
     def exhausted(self, now: float) -> bool:
         """Whether the limit is passed; `now` is a clock that only goes forward."""
-        if now - self._sampled_at >= SAMPLE_SECONDS:
+        if now - self._sampled_at >= self._every:
             self._sampled_at = now
             if self._probe() is not False:
                 self._busy_at = now

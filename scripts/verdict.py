@@ -60,7 +60,7 @@ def judge(attempts: Sequence[Attempt], result: Result | None, death: Death, newe
     if result is not None and result.outcome == "failed":
         cause = result.cause or "unexpected"
         sentence = result.sentence or ADVICE[cause]
-    elif result is not None:  # it was told to stop, and not by us
+    elif result is not None and cause != "no_progress":  # it was told to stop, and not by us
         cause, sentence = "lost_rank", ADVICE["lost_rank"]
     unexplained = result is None and cause == "unexpected"
     if cause not in RETRYABLE and not unexplained:

@@ -29,8 +29,10 @@ def main() -> int:
         assert script is not None
         machine.work.mkdir(parents=True, exist_ok=True)
         (machine.work / "replay.json").write_bytes(script)
-        timing = Timing(**{"poll": 0.05, "heartbeat": 0.1, "contact": 0.3} | json.loads(script).get("timing", {}))
-        return run_container(replace(machine, timing=timing, train=train, prove=prove))
+        told = json.loads(script)
+        timing = Timing(**{"poll": 0.05, "heartbeat": 0.1, "contact": 0.3} | told.get("timing", {}))
+        busy = told.get("gpus_busy")
+        return run_container(replace(machine, timing=timing, train=train, prove=prove, gpus_busy=lambda: busy))
 
     return run_in_pod(run, end, os.environ)
 

@@ -84,7 +84,7 @@ def test_a_job_that_fails_ends_its_pod_too(make_room: MakeRoom) -> None:
 
 
 def test_a_container_that_dies_is_started_again_and_goes_on(make_room: MakeRoom) -> None:
-    room = make_room(steps=150, step_seconds=0.03, checkpoint_steps=5)
+    room = make_room(steps=90, step_seconds=0.03, checkpoint_steps=5)
     handle = room.launch().handle
     work = room.runpod.host.folder / handle["pod"] / "jobs" / "job-1"  # type: ignore[union-attr]
     room.wait(lambda: (status := room.files().status) and status.step >= 7)
@@ -117,7 +117,7 @@ def test_a_container_that_cannot_end_its_pod_holds_and_trains_nothing_again(make
 
 
 def test_a_machine_that_vanishes_is_replaced_by_one_that_goes_on(make_room: MakeRoom) -> None:
-    room = make_room(steps=120, step_seconds=0.03, checkpoint_steps=4)
+    room = make_room(steps=60, step_seconds=0.03, checkpoint_steps=4)
     handle = room.launch().handle
     room.wait(lambda: any(key.endswith("COMPLETE") for key in room.store.keys("job-1/checkpoints")))
     with room.runpod.lock:
@@ -134,8 +134,24 @@ def test_a_machine_that_vanishes_is_replaced_by_one_that_goes_on(make_room: Make
 
 
 def test_a_deadline_that_has_passed_ends_the_pod_from_inside(make_room: MakeRoom) -> None:
-    room = make_room(deadline_seconds=4, steps=600, step_seconds=0.05)
+    room = make_room(deadline_seconds=3, steps=600, step_seconds=0.05)
     room.launch()
+    files = room.finish()
+    assert files.container is not None
+    assert (files.container.ended, files.container.cause) == ("failed", "deadline")
+
+
+def test_gpus_that_idle_end_the_job_although_its_trainer_reports_steps(make_room: MakeRoom) -> None:
+    room = make_room(steps=600, step_seconds=0.05, checkpoint_steps=100, gpus_busy=False, timing={"idle": 0.4})
+    room.launch()
+    files = room.finish()
+    assert files.container is not None
+    assert (files.container.ended, files.container.cause) == ("failed", "no_progress")
+
+
+def test_a_second_pod_ends_at_its_own_deadline_too(make_room: MakeRoom) -> None:
+    room = make_room(deadline_seconds=3600, steps=600, step_seconds=0.05)
+    room.launch(now=lambda: time.time() - 3597)
     files = room.finish()
     assert files.container is not None
     assert (files.container.ended, files.container.cause) == ("failed", "deadline")
