@@ -211,7 +211,9 @@ def _launch_again(visit: Visit, hands: Hands) -> list[str]:
     waited, spec = _waits_for_a_machine(visit), visit.files.launch
     if waited is None or spec is None or waited <= RELAUNCH_SECONDS:
         return []
-    launch(visit.room.store, spec, None, Path(), hands.backend(spec.backend), visit.now)  # its data is in the store
+    asked = visit.files.submission
+    since = asked.submitted_at if asked else visit.now  # a machine that was found has cost since the first request
+    launch(visit.room.store, spec, None, Path(), hands.backend(spec.backend), since)  # its data is in the store
     return ["launched again"]
 
 
