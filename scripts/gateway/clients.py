@@ -12,6 +12,7 @@ clients = load_clients(Path("clients.yaml")); clients["acme"].max_usd_per_month
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -87,6 +88,7 @@ def load_clients(path: Path) -> dict[str, Client]:
     return clients
 
 
+@cache
 def known_models() -> dict[str, str]:
     """Base model -> the first recipe that adapts it, over the recipes that ship."""
     found: dict[str, str] = {}

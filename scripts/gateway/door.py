@@ -14,13 +14,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeVar
 
 from recipes.recipe import BackendName
 from scripts.backends import open_backend
 from scripts.backends.base import Backend
-from scripts.gateway.clients import Client, known_models
+from scripts.gateway.clients import Client
 from scripts.gateway.dataset import Fetcher
 from scripts.gateway.settings import GatewaySettings
 from scripts.store import Store, open_store
@@ -109,11 +108,6 @@ class Door:
         """The tokenizer of a base model, where it is at hand."""
         found = self.memory.get(("tokenizer", model))
         return found or self.memory.keep(("tokenizer", model), find_tokenizer(model, self.settings.tokenizers))
-
-    @cached_property
-    def models(self) -> dict[str, str]:
-        """Base model -> recipe, for all recipes that ship."""
-        return known_models()
 
     @contextmanager
     def one_at_a_time(self, client: Client, job_id: str) -> Iterator[None]:

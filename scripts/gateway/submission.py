@@ -24,7 +24,7 @@ from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem
 from scripts.gateway.budget import reserve
-from scripts.gateway.clients import Client
+from scripts.gateway.clients import Client, known_models
 from scripts.gateway.dataset import checked_url, fetch
 from scripts.gateway.door import Door, Room
 from scripts.gateway.records import Refusal, Request, Understood, as_bytes, read
@@ -67,7 +67,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
     last case sending the same again is right.
     """
     room = door.room(client)
-    loaded = tailored(_recipe(recipe_name(asked, client, door.models)), asked, client.max_usd_per_job)
+    loaded = tailored(_recipe(recipe_name(asked, client, known_models())), asked, client.max_usd_per_job)
     _require_training_set(door, room, asked)
     job_id = _job_id(room, asked, key)
     with door.one_at_a_time(client, job_id):
@@ -86,7 +86,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
 def quote(door: Door, client: Client, asked: Asked) -> Planned:
     """What the job would do and cost; nothing is started or kept. Without a training set, for a nominal one."""
     room = door.room(client)
-    loaded = tailored(_recipe(recipe_name(asked, client, door.models)), asked, client.max_usd_per_job)
+    loaded = tailored(_recipe(recipe_name(asked, client, known_models())), asked, client.max_usd_per_job)
     with tempfile.TemporaryDirectory(prefix="lorry-quote-") as folder:
         given = bool(asked.dataset_url or asked.file_id)
         report = _checked_set(door, room, asked, loaded, Path(folder)) if given else None

@@ -42,29 +42,29 @@ def test_fifty_parallel_submits_with_one_key_make_one_job_and_one_machine(
     assert len(front.sets.hits) <= 2  # once for each front door at most
 
 
-def test_the_same_id_with_another_body_is_a_conflict(front: Front) -> None:
-    front.run()
-    other = front.post(RUN, {"input": front.input(hyperparameters={"epochs": 3})})
+def test_the_same_id_with_another_body_is_a_conflict(still: Front) -> None:
+    still.run()
+    other = still.post(RUN, {"input": still.input(hyperparameters={"epochs": 3})})
     assert other.status_code == 409
     assert "stands for another request" in other.json()["error"]
     assert other.json()["code"] == "conflict"
-    assert len(jobs_of(front)) == 1
+    assert len(jobs_of(still)) == 1
 
 
-def test_the_same_key_with_another_body_is_a_conflict(front: Front) -> None:
-    first = front.post(RUN, {"input": front.input(job_id=None)}, headers=KEY).json()["id"]
-    assert front.post(RUN, {"input": front.input(job_id=None)}, headers=KEY).json()["id"] == first
+def test_the_same_key_with_another_body_is_a_conflict(still: Front) -> None:
+    first = still.post(RUN, {"input": still.input(job_id=None)}, headers=KEY).json()["id"]
+    assert still.post(RUN, {"input": still.input(job_id=None)}, headers=KEY).json()["id"] == first
     for changes in ({"hyperparameters": {"epochs": 3}}, {"job_id": "another-one"}):
-        other = front.post(RUN, {"input": front.input(job_id=None) | changes}, headers=KEY)
+        other = still.post(RUN, {"input": still.input(job_id=None) | changes}, headers=KEY)
         assert other.status_code == 409, changes
-    assert jobs_of(front) == [first]
+    assert jobs_of(still) == [first]
 
 
-def test_the_same_training_set_signed_anew_is_the_same_request(front: Front) -> None:
-    front.run()
-    again = front.post(RUN, {"input": front.input(dataset_url=f"{front.sets.url}/set.jsonl?token=signed-anew")})
+def test_the_same_training_set_signed_anew_is_the_same_request(still: Front) -> None:
+    still.run()
+    again = still.post(RUN, {"input": still.input(dataset_url=f"{still.sets.url}/set.jsonl?token=signed-anew")})
     assert again.status_code == 200
-    assert len(front.sets.hits) == 1
+    assert len(still.sets.hits) == 1
 
 
 def test_a_refused_training_set_leaves_its_id_free_for_a_corrected_one(front: Front) -> None:
@@ -83,19 +83,19 @@ def test_a_refused_training_set_leaves_its_id_free_for_a_corrected_one(front: Fr
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "UPPER-5F0C", "a" * 150, "..", "a/b", "caf\u00e9", "x\u0000y", " "]
 )
-def test_an_id_that_is_no_name_stands_for_a_safe_one(front: Front, name: str) -> None:
-    answer = front.post(RUN, {"input": front.input(job_id=name)})
+def test_an_id_that_is_no_name_stands_for_a_safe_one(still: Front, name: str) -> None:
+    answer = still.post(RUN, {"input": still.input(job_id=name)})
     assert answer.status_code == 200, answer.text
     assert answer.json()["id"] == name
-    (folder,) = jobs_of(front)
+    (folder,) = jobs_of(still)
     assert folder.startswith("j")
     assert folder.isalnum()
     if "/" not in name and name.strip(". "):
-        assert front.status(name.replace("\u0000", "%00"))["id"] == name
+        assert still.status(name.replace("\u0000", "%00"))["id"] == name
 
 
-def test_a_job_without_id_or_key_gets_one(front: Front) -> None:
-    ids = {front.post(RUN, {"input": front.input(job_id=None)}).json()["id"] for _ in range(2)}
+def test_a_job_without_id_or_key_gets_one(still: Front) -> None:
+    ids = {still.post(RUN, {"input": still.input(job_id=None)}).json()["id"] for _ in range(2)}
     assert len(ids) == 2
 
 

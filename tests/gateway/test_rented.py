@@ -163,7 +163,9 @@ def test_a_machine_ends_itself_and_no_other(make_front: MakeFront, bucket: str) 
 
 def test_a_look_ticks_the_job_once_and_after_the_answer(make_front: MakeFront) -> None:
     ticked: list[str] = []
-    front = make_front(tick=lambda client, job_id: ticked.append(job_id))
+    front = make_front(
+        open_backend=lambda name, environment: Rented("local"), tick=lambda client, job_id: ticked.append(job_id)
+    )
     front.run()
     for _ in range(3):
         front.status(JOB)
