@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from scripts.cli import look_after_it, make_an_adapter, set_up, the_rooms
+from scripts.cli import front_door, local_runpod, look_after_it, make_an_adapter, money, set_up, the_rooms
 from scripts.cli.command import Command
 from scripts.errors import InputError, LorryError, Problem
 from scripts.settings import read_settings
@@ -22,7 +22,8 @@ from scripts.settings import read_settings
 GROUPS: dict[str, Sequence[Command]] = {
     "make an adapter": make_an_adapter.COMMANDS,
     "look after it": look_after_it.COMMANDS,
-    "the rooms": (*set_up.COMMANDS, *the_rooms.COMMANDS),
+    "the rooms": (*set_up.COMMANDS, *front_door.COMMANDS, *local_runpod.COMMANDS, *the_rooms.COMMANDS),
+    "money": money.COMMANDS,
 }
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -86,6 +87,6 @@ def _overview() -> str:
     lines = []
     for title, commands in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {command.name:<10} {command.help}" for command in commands]
+        lines += [f"  {command.name:<12} {command.help}" for command in commands]
         lines.append("")
     return "\n".join([*lines, "`lorry COMMAND --help` explains one."])
