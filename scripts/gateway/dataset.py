@@ -31,6 +31,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 # RFC 6052 and 6to4 carry an IPv4 address inside, which may be a private one.
 _WRAPPED = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16"))
 
+_FAILURES = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError)
+
 Resolve = Callable[[str, int], list[str]]
 "(host, port) -> addresses. Raises OSError."
 
@@ -69,7 +71,7 @@ def fetch(url: str, path: Path, fetcher: Fetcher) -> None:
                 target = _step(pool, url, path, fetcher, ends)
             except _NotAllowed as error:
                 raise _problem(parts, str(error), "a public address") from None
-            except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:
+            except (*_FAILURES, ValueError) as error:  # ValueError: a name that no resolver can even be asked for
                 got = f"cannot be fetched ({_reason(error)})"
                 raise _problem(parts, got, "a link that works from the internet") from None
             if target is None:

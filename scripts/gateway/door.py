@@ -30,7 +30,7 @@ Tick = Callable[[Client, str], None]
 "(client, job id): does what is due for a job: callbacks, settlement."
 Value = TypeVar("Value")
 
-_REMEMBERED = 20_000
+_REMEMBERED = 5_000  # a finished job takes some 15 KiB
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Memory:
 
     def get(self, key: tuple[str, ...]) -> Any:
         with self._lock:
+            if key in self._facts:
+                self._facts.move_to_end(key)
             return self._facts.get(key)
 
     def keep(self, key: tuple[str, ...], value: Value) -> Value:

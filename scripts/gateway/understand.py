@@ -11,13 +11,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from recipes.job import JOB_ID
 from recipes.validate import validated
 from scripts.errors import InputError, Problem
 
 _FOREIGN = ("openai_input", "openai_route", "messages", "prompt", "sampling_params")
+_LINK: dict[str, JsonValue] = {"pattern": "^https://[!-~]+$"}  # said in the OpenAPI document; dataset.py checks more
 _PRESET = ("name", "icon", "description", "details", "preset")
 
 
@@ -67,7 +68,7 @@ class TrainingInput(Lenient):
     """The `input` of a training request."""
 
     job_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    dataset_url: Annotated[str, Field(max_length=4096)] | None = None
+    dataset_url: Annotated[str, Field(max_length=4096, json_schema_extra=_LINK)] | None = None
     base_model: Annotated[str, Field(max_length=200)] | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
     gpu_config: GpuConfig = GpuConfig()

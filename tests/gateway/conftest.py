@@ -171,8 +171,7 @@ def only_loopback(host: str, port: int) -> list[str]:
     """A resolver that knows this machine and numbers: tests ask no name server."""
     if host in ("localhost", "127.0.0.1"):
         return ["127.0.0.1"]
-    socket.inet_aton(host)
-    return [host]
+    return [socket.inet_ntoa(socket.inet_aton(host))]
 
 
 def a_client(name: str, **changes: Any) -> Client:
