@@ -17,6 +17,7 @@ from scripts.callbacks import (
     MOST_TRIES,
     Delivery,
     are_over,
+    deliver,
     due_tries,
     read_deliveries,
     wait_seconds,
@@ -154,6 +155,20 @@ def test_kill_9_around_the_send_loses_nothing_and_keeps_the_delivery_id(store: S
         assert read_deliveries(store, "job-1")["webhook-completed"].is_over
     assert {headers["lorry-delivery"] for headers, _ in taken.got} == {"job-1.completed"}
     assert len({body for _, body in taken.got}) == 1
+
+
+def test_of_two_that_found_the_same_try_due_one_makes_it(store: Store) -> None:
+    due = due_tries("failed", ("webhook",), {}, T0)[0]
+    sent: list[int] = []
+    answers = []
+
+    def send() -> None:
+        sent.append(1)
+        answers.append(deliver(store, "job-1", due, send, T0))  # the other one, at the worst moment
+
+    answers.append(deliver(store, "job-1", due, send, T0))
+    assert len(sent) == 1
+    assert [answer.done if answer else None for answer in answers] == [None, True]
 
 
 def test_three_processes_at_once_make_each_try_once(store: Store) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.backends.base import Owned
 from scripts.backends.runpod_pod import RunpodPodBackend
 from scripts.fake_runpod.account import Account
 from scripts.fake_runpod.pods import show_pod
 from scripts.fake_runpod.server import Fault
 from scripts.forgotten import forgotten
-from scripts.reap import World, judge, look, reap
+from scripts.job_folder import read_job
+from scripts.reap import Machine, World, judge, look, reap
 from scripts.rooms import is_within
 from scripts.store import Store, open_store
 from tests.money.conftest import Place
@@ -214,6 +216,17 @@ def test_a_pod_that_cannot_be_ended_keeps_no_other_alive_and_is_told(place: Plac
     assert [bool(one.trouble) for one in reaped] == [True, False, False]
     assert place.pods() == ["lorry-job-0"]
     assert "may have been" not in reaped[0].trouble
+
+
+def test_a_machine_under_another_name_is_told_and_left_alone(store: Store) -> None:
+    Life(store, "job-1").submitted(T0)
+    handle = {"pod": "p", "name": "lorry-job-2", "store": store.url, "deadline": int(T0)}
+    machine = Machine("runpod_pod", Owned("job-1", handle, "running", T0, PRICE), read_job(store, "job-1"))
+    decisions = judge(World((machine,)), NOW)
+    assert [(d.action, d.machine) for d in decisions] == [("report", None)]
+    assert "its name is not that of its job" in decisions[0].reason
+    renamed = replace(machine, owned=replace(machine.owned, handle={**handle, "name": "lorry-job-1"}))
+    assert [d.action for d in judge(World((renamed,)), NOW)] == ["stop"]
 
 
 def test_a_reaped_job_says_who_ended_it(place: Place) -> None:
