@@ -41,7 +41,7 @@ def _gateway(arguments: argparse.Namespace, settings: Settings) -> int:
     if not path:
         raise InputError(Problem("LORRY_CLIENTS", "missing", "the path of the clients' YAML file"))
     chosen = read_gateway_settings(os.environ, Path.cwd())
-    app = create_app(chosen, load_clients(Path(path)), tick=_tick(chosen.store))
+    app = create_app(chosen, load_clients(Path(path)), tick=tick_of(chosen.store))
     place = f"http://{arguments.host}:{arguments.port}/v2/lorry"
     print(f'{{"url": "{place}"}}' if arguments.json else f"the front door is {place}", flush=True)
     # The access log would hold signed links, which are keys for an hour.
@@ -52,7 +52,7 @@ def _gateway(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _tick(store: str) -> Callable[[Client, str], None]:
+def tick_of(store: str) -> Callable[[Client, str], None]:
     """What is due for one job, with the backends and the bill of this environment."""
     from scripts.rooms import client_room, open_hands
     from scripts.tick import TickReport, tick_job

@@ -13,9 +13,10 @@ import pytest
 
 from recipes.job import Status
 from scripts.adapter import verify_adapter
+from scripts.cli.front_door import tick_of
 from scripts.gateway.views import metrics
 from scripts.job_lock import is_alive, lock_owner
-from tests.gateway.conftest import Front, Rented
+from tests.gateway.conftest import Front, Rented, a_client
 
 RUN = "/v2/lorry/run"
 JOB = "5f0c1d7e-58a5-4a3b-9d5e-0c9a54f1e001"
@@ -246,3 +247,15 @@ def test_an_overdue_job_is_stopped_by_whoever_looks(front: Front, make_front: An
     view = front.finish(JOB)
     assert view["status"] == "FAILED"
     assert "deadline" in view["error"]
+
+
+def test_the_tick_of_the_command_settles_a_job_that_has_ended(front: Front) -> None:
+    front.run()
+    front.finish(JOB)
+    tick = tick_of(front.root.as_uri())
+    give_up = time.monotonic() + 60
+    while not (view := front.status(JOB))["cost"]["settled"]:  # once its machine is gone too
+        assert time.monotonic() < give_up, view
+        tick(a_client("acme"), JOB)
+        time.sleep(0.1)
+    assert view["cost"]["usd"] == 0.0
