@@ -6,6 +6,7 @@ import argparse
 import json
 import secrets
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -43,11 +44,17 @@ def _fake_runpod(arguments: argparse.Namespace, settings: Settings) -> int:
                 with runpod.lock:
                     runpod.account.add_secret(secret)
             _tell(_environment(runpod.url, key, store_url), as_json=arguments.json)
-            try:
-                threading.Event().wait()
-            except KeyboardInterrupt:
-                print("\nthe local Runpod is gone, and its Pods and its bucket with it", file=sys.stderr)
+            _until_told()
+    print("the local Runpod is gone, and its Pods and its bucket with it", file=sys.stderr)
     return 0
+
+
+def _until_told() -> None:
+    """Waits for Ctrl-C or SIGTERM."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
 
 
 @contextmanager

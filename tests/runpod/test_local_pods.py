@@ -233,7 +233,8 @@ def test_the_bucket_has_the_limits_of_a_network_volume() -> None:
     assert ["presigned URLs" in said[0], "at most 500 MB" in said[1], said[2]] == [True, True, "passed"]
 
 
-def test_the_command_says_what_to_set_and_takes_its_pods_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_what_to_set_and_takes_its_pods_with_it(tmp_path: Path, number: int) -> None:
     code = "import argparse; from scripts.cli.local_runpod import COMMANDS; c = COMMANDS[0]; "
     code += "p = argparse.ArgumentParser(); c.arguments(p); c.run(p.parse_args(), None)"
     command = [sys.executable, "-c", code, "--json", "--folder", str(tmp_path)]
@@ -250,7 +251,7 @@ def test_the_command_says_what_to_set_and_takes_its_pods_with_it(tmp_path: Path)
         while not (pids := _processes_of(pod["id"])) and time.monotonic() < give_up:
             time.sleep(0.05)
         assert pids
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     _, error = child.communicate(timeout=30)
     assert child.returncode == 0, error
     assert "the local Runpod is gone" in error
