@@ -5,8 +5,9 @@ for room in open_rooms(os.environ, settings.store): tick([room], open_hands(os.e
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from scripts.job_folder import JobFiles
 from scripts.job_token import CLIENT_NAME
 from scripts.store import Store, open_store
 from scripts.supabase import SupabaseRows
-from scripts.tick import Hands, Room
+from scripts.tick import Hands, Room, TickReport, tick_job
 from scripts.webhook import Webhook
+
+log = logging.getLogger("lorry.tick")
 
 
 def open_rooms(environment: Mapping[str, str], root: str) -> list[Room]:
@@ -48,6 +51,19 @@ def client_room(client: Client, environment: Mapping[str, str], root: str) -> Ro
         key = _secret(environment, client.supabase.key_env, client)
         rows = SupabaseRows(client.supabase.url, key, client.supabase.table, http)
     return Room(open_store(client_store(root, client.name)), Ears(webhook, rows))
+
+
+def tick_of_door(environment: Mapping[str, str], root: str) -> Callable[[Client, str], None]:
+    """What the front door calls for one job of a client when somebody asks for it. It raises InputError alone."""
+    hands = open_hands(environment)
+
+    def tick_one(client: Client, job_id: str) -> None:
+        report = TickReport()
+        tick_job(client_room(client, environment, root), job_id, hands, report)
+        for trouble in report.troubles:
+            log.warning("%s", trouble)
+
+    return tick_one
 
 
 def client_store(root: str, client: str) -> str:

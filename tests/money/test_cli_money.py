@@ -15,8 +15,10 @@ from scripts.cli.money import COMMANDS
 from scripts.errors import InputError, NotFound, ProviderError
 from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.server import Fault
-from scripts.rooms import client_store, is_within, open_rooms
+from scripts.gateway.clients import load_clients
+from scripts.rooms import client_store, is_within, open_rooms, tick_of_door
 from scripts.settings import Settings
+from scripts.store import open_store
 from tests.money.conftest import Place
 from tests.money.jobs import HOUR
 
@@ -153,6 +155,27 @@ def test_there_is_a_room_for_the_terminal_and_one_per_client(clients: dict[str, 
     assert acme.ears.rows.table == "pipeline_training_jobs"
     assert (quiet.ears.webhook, quiet.ears.rows) == (None, None)
     assert "secret" not in repr(acme)
+
+
+def test_the_front_door_ticks_one_job_of_one_client(
+    place: Place, run: Any, clients: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    overdue_by_minutes(place)
+    root = place.store.url
+    place.store = open_store(client_store(root, "quiet"))
+    place.rest(-2 * HOUR)
+    place.launch("job-2")
+    place.rest(2 * HOUR)
+    known = load_clients(Path(clients["LORRY_CLIENTS"]))
+    tick_one = tick_of_door({**place.environment, **clients}, root)
+    tick_one(known["acme"], "job-2")
+    assert place.pods() == ["lorry-job-1", "lorry-job-2"]
+    tick_one(known["quiet"], "job-2")
+    assert place.pods() == ["lorry-job-1"]
+    assert caplog.messages == []
+    place.local.faults.append(Fault("GET", "/v2/", 422, times=9))
+    tick_one(known["quiet"], "job-2")
+    assert caplog.messages[0].startswith("job-2: Runpod: GET /pods/")
 
 
 def test_a_secret_that_is_not_set_is_named(clients: dict[str, str], tmp_path: Path) -> None:
