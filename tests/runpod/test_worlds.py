@@ -16,7 +16,7 @@ from scripts.fake_runpod.server import LocalRunpod, serve
 from tests.runpod.conftest import KEY
 from tests.runpod.world import EPOCH, World
 
-QUICK, ALL = 9, 320
+QUICK, ALL = 6, 320
 
 
 @pytest.fixture
