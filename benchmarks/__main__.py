@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-MODULES = ("check", "plan", "demo", "experts", "cross_entropy")
+MODULES = ("check", "plan", "demo", "gateway", "experts", "cross_entropy")
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "msgspec")
 # key: (what it says, the goal as text, whether the goal is met)
 GOALS = {

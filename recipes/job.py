@@ -25,7 +25,7 @@ from recipes.causes import Cause
 from recipes.errors import InputError, Problem
 from recipes.recipe import BackendName, Recipe
 
-JOB_ID = re.compile(r"^(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*$")
+JOB_ID = re.compile(r"^(?!(?:clients|machines|models)$)(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*$")
 "3 to 63 characters, lower case, digits and single hyphens: valid as a Pod, training job and object name."
 
 Stage = Literal["fetching", "loading", "evaluating", "training", "saving", "proving", "storing", "done"]

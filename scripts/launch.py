@@ -32,9 +32,12 @@ def launch(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path, backen
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     submission = Submission(job_id=spec.job_id, backend=backend.name, request_sha256=digest, submitted_at=now)
     key = f"{spec.job_id}/submission.json"
+    created = store.create(key, _bytes(submission))
     files = read_job(store, spec.job_id)
-    if not store.create(key, _bytes(submission)) and files.submission is not None and files.submission.handle:
-        submission = files.submission
+    if not created and files.submission is not None:  # the job's cost counts from its first launch
+        submission = submission.model_copy(
+            update={"submitted_at": files.submission.submitted_at, "handle": files.submission.handle}
+        )
     if files.stop is not None or (files.container is not None and files.container.ended is not None):
         return submission  # no machine for a job that was stopped or has ended
     submission = submission.model_copy(update={"handle": backend.submit(spec, request)})

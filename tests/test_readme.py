@@ -18,6 +18,8 @@ ROOMS = ("recipes", "scripts", "trainer", "benchmarks")
 PLACES = {
     "infra/": "Terraform for Runpod and AWS: modules, and the roots that compose them",
     "examples/": "training sets to try: synthetic, in the forms the web app writes",
+    "clients/web/": "a typed client for the web app, without dependencies",
+    "docs/web-app.md": "how a web app uses the front door",
     "docs/decisions/": "why it is built this way, a page each",
     "tests/": "what is claimed, shown: one folder per room",
     ".ci/run": "what continuous integration runs",

@@ -192,7 +192,7 @@ def _facts(files: JobFiles) -> list[tuple[str, str]]:
 
 COMMANDS = (
     Command("watch", "follow a job until it ends", _job_argument, _watch),
-    Command("stop", "end a job; it saves a checkpoint first", _stop_arguments, _stop),
+    Command("stop", "end a job and its machine", _stop_arguments, _stop),
     Command("jobs", "list the jobs and how they stand", add_json, _jobs),
     Command("show", "say what is known of one job, and draw its report", _job_argument, _show),
     Command("push", "put an adapter into a store", _push_arguments, _push),

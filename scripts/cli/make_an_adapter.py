@@ -17,6 +17,7 @@ from recipes.catalog import load_catalog
 from recipes.load import load_recipe
 from recipes.recipe import BackendName, Data
 from scripts.cli.command import Command, add_json, print_record
+from scripts.errors import LorryError
 from scripts.prepare_job import PreparedJob, check_set, prepare_job
 from scripts.settings import Settings
 
@@ -96,7 +97,10 @@ def _render(arguments: argparse.Namespace, settings: Settings) -> int:
     )
     shown: dict[str, object] = {"launch.json": spec.model_dump(mode="json")}
     if arguments.backend in LAUNCHABLE:
-        shown["request"] = open_backend(arguments.backend, os.environ).request(spec)
+        try:
+            shown["request"] = open_backend(arguments.backend, os.environ).request(spec)
+        except LorryError as error:  # a setting of the provider is missing; the spec is worth a look all the same
+            shown["request"] = error.as_json()
     print(json.dumps(shown, indent=2))
     return 0
 

@@ -129,3 +129,11 @@ def test_a_missing_folder_is_empty_and_a_missing_file_is_named(store: Store, tmp
     assert download_folder(store, "job-1", tmp_path / "nothing") == []
     with pytest.raises(NotFound):
         store.put_file(tmp_path / "nothing", "job-1/nothing")
+
+
+@pytest.mark.parametrize("name", ["clients", "machines", "models"])
+def test_the_other_folders_of_a_store_are_no_jobs(store: Store, name: str) -> None:
+    store.write(f"{name}/demo/launch.json", b"{}")
+    assert job_ids(store) == []
+    with pytest.raises(InputError):
+        read_job(store, name)
