@@ -29,6 +29,14 @@ GOALS = {
     "make_plan_seconds": ("the planning alone, all offers", "-", None),
     "demo_seconds": ("`make demo` after installation", "<= 180", lambda v: v <= 180),
     "demo_peak_gib": ("its memory, all processes, GiB", "<= 4", lambda v: v <= 4),
+    "gateway_run_without_fetch_ms": (
+        "front door, /run without the fetch, median ms, 1,000 jobs",
+        "<= 50",
+        lambda v: v <= 50,
+    ),
+    "gateway_status_ms": ("front door, /status, median ms", "<= 10", lambda v: v <= 10),
+    "gateway_stream_per_second": ("front door, requests/s of status held for 30 s", ">= 199", lambda v: v >= 199),
+    "gateway_stream_errors": ("errors among them", "0", lambda v: v == 0),
     "expert_speedup_40": (
         "expert layer forward + backward over PEFT's, 40 rows per expert",
         ">= 1.5",
