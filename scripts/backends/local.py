@@ -56,7 +56,7 @@ class LocalBackend:
         """The command of the container; `python` stands for the interpreter of the caller."""
         command = ["python", "-m", self._module, "--store", spec.store, "--job", spec.job_id]
         if not spec.store.startswith("file:///"):
-            command += ["--work", f"~/.cache/lorry/work/{spec.job_id}"]
+            command += ["--work", f"~/.cache/lorry/jobs/{spec.job_id}"]
         return {"command": command}
 
     def submit(self, spec: LaunchSpec, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import get_args
 
-from recipes.catalog import load_catalog
-from recipes.load import load_recipe
+from recipes.catalog import Catalog, load_catalog
+from recipes.load import LoadedRecipe, load_recipe
+from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName, Data
 from scripts.cli.command import Command, add_json, print_record
 from scripts.errors import LorryError
@@ -60,13 +61,10 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> int:
-    from scripts.plan import make_plan, plan_text
+    from scripts.plan import plan_text
 
     catalog = load_catalog()
-    loaded = load_recipe(arguments.recipe, catalog)
-    with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
-        report = check_set(loaded, arguments.training_set, settings, Path(folder)) if arguments.training_set else None
-    plan = make_plan(loaded, report, catalog)
+    _, _, plan = _planned(arguments, settings, catalog)
     if arguments.json:
         print_record(plan)
     else:
@@ -83,14 +81,10 @@ def _render_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _render(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.backends import LAUNCHABLE, open_backend
-    from scripts.plan import make_plan
     from scripts.render import render
 
     catalog = load_catalog()
-    loaded = load_recipe(arguments.recipe, catalog)
-    with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
-        report = check_set(loaded, arguments.training_set, settings, Path(folder)) if arguments.training_set else None
-    plan = make_plan(loaded, report, catalog)
+    loaded, report, plan = _planned(arguments, settings, catalog)
     store = settings.store if arguments.backend == "local" or settings.store.startswith("s3://") else "s3://bucket/jobs"
     spec = render(
         loaded, plan, report, catalog, job_id=_NOMINAL_JOB, backend=arguments.backend, store=store, commit=_commit()
@@ -140,6 +134,20 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     else:
         print(done.summary)
     return 0
+
+
+def _planned(
+    arguments: argparse.Namespace, settings: Settings, catalog: Catalog
+) -> tuple[LoadedRecipe, TrainingSetReport | None, Plan]:
+    """The recipe, the report on its training set where one is given, and the plan."""
+    from scripts.plan import make_plan
+
+    loaded = load_recipe(arguments.recipe, catalog)
+    report = None
+    if arguments.training_set:
+        with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
+            report = check_set(loaded, arguments.training_set, settings, Path(folder))
+    return loaded, report, make_plan(loaded, report, catalog)
 
 
 def _prepared(arguments: argparse.Namespace, settings: Settings, folder: Path) -> PreparedJob:
