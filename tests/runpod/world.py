@@ -171,7 +171,8 @@ class ReplayContainer:
     def do_training(self, now: float) -> None:
         script, attempt = self.world.script, self.state.attempts[-1]
         first = int((attempt.resumed_from or "step-0").rpartition("-")[2])
-        step = min(script.steps, first + int((now - self.at) / script.step_seconds))
+        spent = max(0.0, now - self.at)  # the clock may have been set back; a training only goes on
+        step = min(script.steps, first + int(spent / script.step_seconds))
         kind, at = script.trouble.get(attempt.number, ("none", 0))
         if kind == "out_of_memory" and step >= at:
             return self.finish("failed", "out_of_memory", "a GPU ran out of memory")
