@@ -1,4 +1,7 @@
-"""Shared by all tests. With LORRY_TESTS_MUST_RUN set (continuous integration), a skipped test is a failure."""
+"""Shared by all tests. With LORRY_TESTS_MUST_RUN set (continuous integration), a skipped test is a failure.
+
+Runpod's OpenAPI document is the exception: it is not part of the repository, so a clone alone cannot have it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ _skipped: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.skipped:
+    if report.skipped and "RUNPOD_OPENAPI is not set" not in str(report.longrepr):
         _skipped.append(
             f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}"
         )
