@@ -3,8 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The environment is right when it was made from exactly these two files.
-LOCKED := $(shell cat requirements.lock pyproject.toml | cksum | tr -d ' ')
+# The environment is right when it was made from exactly these two files, for the code in this folder.
+LOCKED := $(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | tr -d ' ')
 STAMP := $(VENV)/.installed-$(LOCKED)
 
 .PHONY: demo test test-slow bench lock clean
