@@ -70,6 +70,12 @@ class LaunchSpec(Record):
     "What the planner counted; the trainer refuses to train another number."
     deadline_seconds: int
     "Of machine time: after it the container ends the machine."
+    expected_step_seconds: float | None = None
+    "What the plan says an optimizer step takes; the trainer's first steps correct it."
+    expected_peak_gib: float | None = None
+    "What the plan says the fullest GPU holds."
+    capacity_gib: float | None = None
+    "What a GPU of the offer holds."
     quote_usd: float
     cap_usd: float
     source: str
