@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from recipes.catalog import Family
 from trainer.failures import TrainingStopped
+from trainer.shards import Header
 
 BLOCK = 64 * 1024
 BLOCKS = 16
-HEADER_LIMIT = 100_000_000
-"The limit safetensors itself sets."
 
 
 class BaseFiles:
@@ -29,13 +29,8 @@ class BaseFiles:
         if not (folder / "config.json").is_file():
             raise TrainingStopped("bad_base_model", f"{folder}: no config.json; stage the base model there")
         self._files = _weight_files(folder)
-        self._headers = {path: _header(path) for path in self._files}
-        self._where = {
-            _name_in_model(name): (path, name)
-            for path, header in self._headers.items()
-            for name in header
-            if name != "__metadata__"
-        }
+        self.headers = [Header(path) for path in self._files]
+        self._where = {name_in_model(name): (header, name) for header in self.headers for name in header.tensors}
 
     def sha256(self) -> str:
         """Names the exact base without reading 160 GB: SHA-256 over config.json, then the sorted
@@ -46,8 +41,8 @@ class BaseFiles:
         """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         tensors = sorted(
-            (name, self._headers[path][name]["shape"], self._headers[path][name]["dtype"])
-            for path, name in self._where.values()
+            (name, header.tensors[name]["shape"], header.tensors[name]["dtype"])
+            for header, name in self._where.values()
         )
         digest.update(json.dumps(tensors).encode())
         for path in self._files:
@@ -66,20 +61,39 @@ class BaseFiles:
         intermediate). Raises TrainingStopped when the files have no such tensor.
         """
         if name in self._where:
-            return self._read(name)
-        match = re.fullmatch(r"(.*\.experts)\.(gate_up_proj|down_proj)", name)
-        if match and f"{match[1]}.0.down_proj.weight" in self._where:
-            experts = [e for e in range(len(self._where)) if f"{match[1]}.{e}.down_proj.weight" in self._where]
-            parts = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else ("down_proj",)
-            return torch.stack(
-                [torch.cat([self._read(f"{match[1]}.{e}.{part}.weight") for part in parts]) for e in experts]
-            )
-        raise TrainingStopped("bad_base_model", f"{self.folder}: no tensor {name} in its files")
+            header, name_in_file = self._where[name]
+            return header.read(name_in_file)
+        return torch.stack(list(self.matrices(name)))
 
-    def _read(self, name: str) -> Any:
-        path, name_in_file = self._where[name]
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(name_in_file)
+    def matrices(self, name: str) -> Iterator[Any]:
+        """The matrices of a fused expert stack one after the other, from either layout of the files.
+
+        Raises TrainingStopped when the files have no such stack.
+        """
+        if name in self._where:
+            header, name_in_file = self._where[name]
+            yield from (header.read(name_in_file, e) for e in range(header.tensors[name_in_file]["shape"][0]))
+            return
+        match = re.fullmatch(r"(.*\.experts)\.(gate_up_proj|down_proj)", name)
+        if not match or f"{match[1]}.0.down_proj.weight" not in self._where:
+            raise TrainingStopped("bad_base_model", f"{self.folder}: no tensor {name} in its files")
+        parts = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else ("down_proj",)
+        for e in itertools.count():
+            if f"{match[1]}.{e}.down_proj.weight" not in self._where:
+                return
+            yield torch.cat([self.tensor(f"{match[1]}.{e}.{part}.weight") for part in parts])
+
+    def dtype(self, name: str) -> Any:
+        """The dtype in which the files hold a tensor of the model. Raises TrainingStopped when they do not."""
+        header, name_in_file = self._where.get(name) or self._where_expert(name)
+        return header.empty(name_in_file, device="meta").dtype
+
+    def _where_expert(self, stack: str) -> tuple[Header, str]:
+        experts = stack.rpartition(".")[0]
+        found = self._where.get(f"{experts}.0.down_proj.weight") if experts.endswith(".experts") else None
+        if found is None:
+            raise TrainingStopped("bad_base_model", f"{self.folder}: no tensor {stack} in its files")
+        return found
 
 
 def loading(family: Family) -> dict[str, Any]:
@@ -106,7 +120,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _name_in_model(name: str) -> str:
+def name_in_model(name: str) -> str:
     """A checkpoint with a vision tower keeps its text part, which is all we load, one level deeper."""
     return name.replace("model.language_model.", "model.", 1)
 
@@ -121,29 +135,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if os.path.basename(name) != name or not (folder / name).is_file():
             raise TrainingStopped("bad_base_model", f"{folder}: {name} is missing; stage the base model again")
     return [folder / name for name in names]
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        header = _parsed_header(file)
-    end = max((t["data_offsets"][1] for n, t in header[1].items() if n != "__metadata__"), default=0)
-    if header[0] + end != path.stat().st_size:
-        raise TrainingStopped(
-            "bad_base_model", f"{path}: {path.stat().st_size} bytes, its header says {header[0] + end}; stage it again"
-        )
-    return header[1]
-
-
-def _parsed_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
-    """(offset of the data, the header): 8 bytes little-endian length, then JSON."""
-    length = int.from_bytes(file.read(8), "little")
-    try:
-        if not 2 <= length <= HEADER_LIMIT:
-            raise ValueError
-        header = json.loads(file.read(length))
-    except ValueError:
-        raise TrainingStopped("bad_base_model", f"{file.name}: not a safetensors file; stage it again") from None
-    return 8 + length, header
 
 
 def _sample_offsets(size: int) -> list[int]:

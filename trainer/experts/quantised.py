@@ -62,19 +62,29 @@ class Scaled(FrozenStack):
         self.group = math.gcd(GROUP, self.in_features) if self.double else self.in_features // scales["scales"].shape[2]
 
     @classmethod
+    def empty(
+        cls, shape: tuple[int, int, int], *, grouped: bool = True, double: bool = True, device: Any = None
+    ) -> Any:
+        """Storage for `shape` (experts, out, in) without numbers yet; on the meta device its layout alone.
+
+        Raises ValueError when the width does not suit the codes.
+        """
+        count, rows, width = shape
+        group = math.gcd(GROUP, width) if grouped else width
+        if group % cls.codes_per_element:
+            raise ValueError(f"{cls.__name__}: rows of {width} inputs; the width must be even")
+        codes = torch.empty((count, rows, width // cls.codes_per_element), dtype=cls.code_dtype, device=device)
+        return cls(codes, **_empty_scales(count, rows, width // group, double, device))
+
+    @classmethod
     def _build(cls, experts: Iterable[Tensor], count: int, per_group: bool, double: bool) -> Any:
         built: Any = None
         made = 0
         for e, matrix in enumerate(experts):
-            rows, width = matrix.shape
-            group = math.gcd(GROUP, width) if per_group else width
-            if group % cls.codes_per_element:
-                raise ValueError(f"{cls.__name__}: rows of {width} inputs; the width must be even")
             if built is None:
-                size = (count, rows, width // cls.codes_per_element)
-                codes = torch.empty(size, dtype=cls.code_dtype, device=matrix.device)
-                built = cls(codes, **_empty_scales(count, rows, width // group, double, matrix.device))
-            built._put(e, matrix.detach().float().reshape(-1, group))
+                shape = (count, *matrix.shape)
+                built = cls.empty(shape, grouped=per_group, double=double, device=matrix.device)
+            built._put(e, matrix.detach().float().reshape(-1, built.group))
             made = e + 1
         if made != count:
             raise ValueError(f"{cls.__name__}: {made} experts; give {count} matrices")
@@ -235,7 +245,7 @@ def storage_from_tensors(tensors: dict[str, Tensor]) -> FrozenStack:
     raise ValueError(f"expert storage of {found or 'nothing'}; weight, or codes in int8 or uint8 with their scales")
 
 
-def _empty_scales(count: int, rows: int, groups: int, double: bool, device: torch.device) -> dict[str, Tensor]:
+def _empty_scales(count: int, rows: int, groups: int, double: bool, device: Any) -> dict[str, Tensor]:
     if not double:
         return {"scales": torch.empty(count, rows, groups, device=device)}
     steps = -(-rows * groups // SCALE_GROUP)
