@@ -1,4 +1,4 @@
-"""A quantised linear layer computes with its decoded weight, and PEFT's LoRA on it learns what it would on a dense one."""
+"""A quantised linear layer computes with its decoded weight; PEFT's LoRA learns on it what it would on a dense one."""
 
 from __future__ import annotations
 

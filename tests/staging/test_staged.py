@@ -1,4 +1,4 @@
-"""A staged model says what its quantised weights say, is read in one checked pass, and is refused when it is not whole."""
+"""A staged model says what its rounded weights say, is read in one checked pass, and refused when it is not whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rounded(base: Path, kind: str) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             stack = parameter if parameter.dim() == 3 and ".experts." in name else parameter[None]
-            if parameter.dim() == 3 and ".experts." in name or name.split(".")[-2] in LINEARS:
+            if (parameter.dim() == 3 and ".experts." in name) or name.split(".")[-2] in LINEARS:
                 stored = quantiser.quantise(stack, len(stack))
                 parameter.copy_(stored.dequantise(0, len(stack), torch.float32).view_as(parameter))
     return model
