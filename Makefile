@@ -7,10 +7,13 @@ BIN := $(VENV)/bin
 LOCKED := $(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | tr -d ' ')
 STAMP := $(VENV)/.installed-$(LOCKED)
 
-.PHONY: demo test test-slow bench lock clean
+.PHONY: demo demo-runpod test test-slow bench lock clean
 
 demo: $(STAMP)  ## trains the smoke recipe on the example training set, to a verified adapter
 	$(BIN)/lorry run smoke/zero3 --training-set examples/bicycle-care.jsonl
+
+demo-runpod: $(STAMP)  ## the web app's way on a local Runpod: submit by HTTP, train in a Pod, download, bill, no Pod left
+	$(BIN)/python examples/demo_runpod.py
 
 test: $(STAMP)  ## lint, types and the tests that are quick
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

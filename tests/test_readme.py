@@ -17,13 +17,13 @@ ROOMS = ("recipes", "scripts", "trainer", "benchmarks")
 # What is no Python file of a room is named by its folder or by its own path.
 PLACES = {
     "infra/": "Terraform for Runpod and AWS: modules, and the roots that compose them",
-    "examples/": "training sets to try: synthetic, in the forms the web app writes",
+    "examples/": "training sets to try, in the forms the web app writes, and the client of `make demo-runpod`",
     "clients/web/": "a typed client for the web app, without dependencies",
     "docs/web-app.md": "how a web app uses the front door",
     "docs/decisions/": "why it is built this way, a page each",
     "tests/": "what is claimed, shown: one folder per room",
     ".ci/run": "what continuous integration runs",
-    "Makefile": "demo, test, test-slow, bench",
+    "Makefile": "demo, demo-runpod, test, test-slow, bench",
     "pyproject.toml": "packages, pins and settings of the tools",
     "requirements.lock": "every version, resolved",
     ".gitignore": "what is made, not kept",

@@ -19,13 +19,17 @@ _Start = Callable[[str, list[tuple[str, str]]], Any]
 
 
 @contextmanager
-def serve_store(bucket: str, port: int = 0) -> Iterator[str]:
-    """Runs until the block ends, with one empty bucket; all is kept in memory. Raises ImportError without moto."""
+def serve_store(bucket: str, port: int = 0, *, limited: bool = True) -> Iterator[str]:
+    """Runs until the block ends, with one empty bucket; all is kept in memory. Raises ImportError without moto.
+
+    limited: what it refuses is what Runpod's S3 API refuses; False is a bucket of AWS, with sessions and signed links.
+    """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    app = Limited(DomainDispatcherApplication(create_backend_app))
+    aws = DomainDispatcherApplication(create_backend_app)
+    app = Limited(aws) if limited else aws
     server = make_server("127.0.0.1", port, app, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
