@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ PORT = 8700
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen on (default: {PORT})")
+    parser.add_argument("--port", type=int, help=f"port to listen on (default: what PORT says, else {PORT})")
     parser.add_argument("--clients", type=Path, metavar="FILE", help="the clients (default: what LORRY_CLIENTS names)")
     parser.add_argument("--json", action="store_true", help="print where it listens as JSON")
 
@@ -41,15 +41,22 @@ def _gateway(arguments: argparse.Namespace, settings: Settings) -> int:
     if not path:
         raise InputError(Problem("LORRY_CLIENTS", "missing", "the path of the clients' YAML file"))
     chosen = read_gateway_settings(os.environ, Path.cwd())
+    port = arguments.port or port_of(os.environ)
     app = create_app(chosen, load_clients(Path(path)), tick=tick_of(chosen.store))
-    place = f"http://{arguments.host}:{arguments.port}/v2/lorry"
+    place = f"http://{arguments.host}:{port}/v2/lorry"
     print(f'{{"url": "{place}"}}' if arguments.json else f"the front door is {place}", flush=True)
     # The access log would hold signed links, which are keys for an hour.
-    uvicorn.run(
-        app, host=arguments.host, port=arguments.port, access_log=False, log_level="warning", server_header=False
-    )
+    uvicorn.run(app, host=arguments.host, port=port, access_log=False, log_level="warning", server_header=False)
     print("the front door is closed; jobs go on without it", file=sys.stderr)
     return 0
+
+
+def port_of(environment: Mapping[str, str]) -> int:
+    """The port that a container host names in PORT, else our own. Raises InputError."""
+    text = environment.get("PORT") or str(PORT)
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise InputError(Problem("PORT", repr(text), "a number from 1 to 65535"))
+    return int(text)
 
 
 def tick_of(store: str) -> Callable[[Client, str], None]:

@@ -30,7 +30,7 @@ def create_app(settings: GatewaySettings, clients: Mapping[str, Client], **hands
     hands.setdefault("fetcher", Fetcher(allows_loopback=settings.allows_loopback))
     door = Door(settings, clients, **hands)
     routes = [route for protocol in _PROTOCOLS for route in protocol.routes(door)]
-    routes += [Route("/openapi.json", _document), Route("/healthz", _alive)]
+    routes += [Route("/openapi.json", _document), Route("/healthz", _alive), Route("/ping", _alive)]
     return Starlette(routes=routes, exception_handlers={HTTPException: http_error})
 
 
@@ -39,5 +39,5 @@ async def _document(request: Request) -> Response:
 
 
 async def _alive(request: Request) -> Response:
-    """For a container host that asks whether this process lives: no key, no store, no provider."""
+    """For a container host that asks whether this process lives: no key, no store, no provider. Runpod asks /ping."""
     return JSONResponse({"status": "ok"})

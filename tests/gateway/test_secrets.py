@@ -78,7 +78,8 @@ def test_the_command_opens_the_front_door_and_closes_it(tmp_path: Path) -> None:
                 assert time.monotonic() < give_up
                 time.sleep(0.05)
         assert answer.status_code == 401
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
+        for path in ("healthz", "ping"):
+            assert httpx.get(f"http://127.0.0.1:{port}/{path}").json() == {"status": "ok"}
     finally:
         server.send_signal(signal.SIGINT)
         out, err = server.communicate(timeout=30)

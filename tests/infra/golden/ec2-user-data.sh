@@ -24,4 +24,4 @@ store=$(sed -n 's/^LORRY_STORE=//p' "$LAUNCH") job=$(sed -n 's/^LORRY_JOB=//p' "
 aws ecr get-login-password | docker login --username AWS --password-stdin 123456789012.dkr.ecr.us-east-1.amazonaws.com || exit 1
 docker pull --quiet 123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa || exit 1
 docker run --rm --gpus all --ipc host --network host --env-file "$LAUNCH" --volume "$SCRATCH:/scratch" \
-  123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --store "$store" --job "$job" --work "/scratch/$job"
+  123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa python -m scripts.container --store "$store" --job "$job" --work "/scratch/$job"
