@@ -89,9 +89,9 @@ def load_clients(path: Path) -> dict[str, Client]:
 
 
 @cache
-def known_models() -> dict[str, str]:
-    """Base model -> the first recipe that adapts it, over the recipes that ship."""
-    found: dict[str, str] = {}
+def known_models(own: str) -> dict[str, str]:
+    """Base model -> the recipe that adapts it: the client's own one, else the first of those that ship."""
+    found = {load_recipe(own).recipe.base.id: own}
     for name in recipe_names():
         found.setdefault(load_recipe(name).recipe.base.id, name)
     return found

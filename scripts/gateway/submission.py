@@ -67,7 +67,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
     last case sending the same again is right.
     """
     room = door.room(client)
-    loaded = tailored(_recipe(recipe_name(asked, client, known_models())), asked, client.max_usd_per_job)
+    loaded = tailored(_recipe(recipe_name(asked, client, known_models(client.recipe))), asked, client.max_usd_per_job)
     _require_training_set(door, room, asked)
     job_id = _job_id(room, asked, key)
     with door.one_at_a_time(client, job_id):
@@ -86,7 +86,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
 def quote(door: Door, client: Client, asked: Asked) -> Planned:
     """What the job would do and cost; nothing is started or kept. Without a training set, for a nominal one."""
     room = door.room(client)
-    loaded = tailored(_recipe(recipe_name(asked, client, known_models())), asked, client.max_usd_per_job)
+    loaded = tailored(_recipe(recipe_name(asked, client, known_models(client.recipe))), asked, client.max_usd_per_job)
     with tempfile.TemporaryDirectory(prefix="lorry-quote-") as folder:
         given = bool(asked.dataset_url or asked.file_id)
         report = _checked_set(door, room, asked, loaded, Path(folder)) if given else None

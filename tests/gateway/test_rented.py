@@ -191,3 +191,11 @@ def test_a_changed_token_is_none() -> None:
         "\u00e9" + token,
     )
     assert [read_token(text, SECRET, 1999.0) for text in changed] == [None] * 6
+
+
+def test_of_two_recipes_for_one_base_model_the_clients_own_is_taken(make_front: MakeFront, bucket: str) -> None:
+    front = rented(make_front, bucket, Rented(), recipe="qwen3-next-80b/zero3", max_usd_per_job=10_000.0)
+    numbers = {"base_model": "Qwen/Qwen3-Next-80B-A3B-Instruct", "epochs": 1}
+    quoted = front.post("/v2/lorry/quote", {"input": front.input(gpu_config=None, hyperparameters=numbers)})
+    assert quoted.status_code == 200, quoted.text
+    assert quoted.json()["understood"]["recipe"] == "qwen3-next-80b/zero3"
