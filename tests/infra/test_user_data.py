@@ -82,7 +82,8 @@ def test_a_good_start_runs_the_trainer_and_shuts_down(machine):
     assert rc == 0
     assert calls[0].startswith("shutdown -h +1440")
     run = next(call for call in calls if call.startswith("docker run --rm --gpus all"))
-    assert run.endswith(f"{VALUES['image']} python -m scripts.container --store s3://b/jobs --job j1 --work /scratch/j1")
+    command = "python -m scripts.container --store s3://b/jobs --job j1 --work /scratch/j1"
+    assert run.endswith(f"{VALUES['image']} {command}")
     own_folder = f"s3://{VALUES['bucket']}/machines/AROA:i-1/launch.env "
     assert any(own_folder in call for call in calls)
     assert calls[-1] == "shutdown -h now"
