@@ -73,7 +73,7 @@ class LaunchSpec(Record):
     expected_step_seconds: float | None = None
     "What the plan says an optimizer step takes; the trainer's first steps correct it."
     expected_peak_gib: float | None = None
-    "What the plan says the fullest GPU holds."
+    "What the plan says the trainer will measure: what torch reserves on a GPU, the resident set of a CPU process."
     capacity_gib: float | None = None
     "What a GPU of the offer holds."
     quote_usd: float

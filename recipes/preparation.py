@@ -77,8 +77,14 @@ class OfferPlan(Record):
     gib: dict[str, float]
     "GiB per GPU by part; the parts and their factor sum to total_gib."
     total_gib: float
+    expected_peak_gib: float = 0.0
+    "The share of total_gib that the trainer can measure: on a GPU what torch reserves, on a CPU the resident set."
     capacity_gib: float
+    read_gb: float = 0.0
+    "GB of weights that a launch reads."
     step_seconds: Span | None = None
+    step_terms: dict[str, float] = Field(default_factory=dict)
+    "Likely seconds of an optimizer step by what they are spent on."
     minutes: dict[str, Span] = Field(default_factory=dict)
     "By stage: start, load, evaluate, train, prove, upload."
     hours: Span | None = None

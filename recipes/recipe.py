@@ -39,11 +39,18 @@ class Adapter(Strict):
     alpha: Annotated[int, Field(ge=1, le=1024)] = 32
     targets: Annotated[tuple[TargetGroup, ...], Field(min_length=1, strict=False)] = ("attention",)
     "Groups, not module names: recipes/models.yaml says which matrices a group holds in each family."
+    expert_layout: Literal["per_expert", "shared_outer"] = "per_expert"
+    """How target `experts` is trained. per_expert: each expert has factors of its own. shared_outer: the factors on the
+    hidden dimension are one for all experts of a layer, about a quarter of the parameters."""
 
     @model_validator(mode="after")
-    def _targets_stand_once(self) -> Adapter:
+    def _targets_agree(self) -> Adapter:
         if len(set(self.targets)) != len(self.targets):
             raise ValueError(f"targets {list(self.targets)}; name each group once")
+        if self.expert_layout != "per_expert" and "experts" not in self.targets:
+            raise ValueError(
+                f"expert_layout {self.expert_layout} without target experts; add experts to targets or leave it out"
+            )
         return self
 
 

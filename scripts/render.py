@@ -61,7 +61,7 @@ def render(
         trainable_parameters=plan.trainable_parameters,
         deadline_seconds=deadline,
         expected_step_seconds=offer.step_seconds.likely if offer.step_seconds else None,
-        expected_peak_gib=offer.total_gib,
+        expected_peak_gib=offer.expected_peak_gib,
         capacity_gib=offer.capacity_gib,
         quote_usd=offer.usd.high,
         cap_usd=min(recipe.limits.max_usd, _cents_up(deadline / HOUR * facts.usd_per_hour)),

@@ -57,18 +57,21 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> int:
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--training-set", type=Path, metavar="FILE", help="without one, a nominal set is assumed")
+    parser.add_argument("--explain", action="store_true", help="show the arithmetic, term by term")
     add_json(parser)
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> int:
-    from scripts.plan import plan_text
+    from scripts.plan import explain_text, plan_text
 
     catalog = load_catalog()
-    _, _, plan = _planned(arguments, settings, catalog)
+    loaded, report, plan = _planned(arguments, settings, catalog)
     if arguments.json:
         print_record(plan)
     else:
         print(plan_text(plan, catalog), end="")
+        if arguments.explain:
+            print("\n" + explain_text(plan, loaded, report, catalog), end="")
     return 0
 
 

@@ -5,14 +5,16 @@ plan = make_plan(load_recipe("smoke/zero3"), None, load_catalog())
 
 from __future__ import annotations
 
-from recipes.catalog import BaseModelFacts, Catalog, Offer
+from recipes.catalog import BaseModelFacts, Catalog, Gpu, Offer
 from recipes.load import LoadedRecipe
 from recipes.preparation import OfferPlan, Plan, TrainingSetReport
 from recipes.recipe import Recipe
-from scripts.plan.memory import Batch, memory_parts, peak_gib, storage_of
+from scripts.plan.estimate import Estimate, estimate
+from scripts.plan.memory import OUTSIDE_TORCH
 from scripts.plan.notes import notes_of
-from scripts.plan.parameters import Matrix, targeted
-from scripts.plan.time import Times, times
+from scripts.plan.parameters import adapter_parameters
+from scripts.plan.term import in_gib
+from scripts.plan.time import Times
 from scripts.plan.workload import Workload, workload_of
 
 PLANNED = 0.92
@@ -23,13 +25,10 @@ def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: C
     """What the recipe takes on every offer of the catalog, for the reported training set or a nominal one. Pure."""
     recipe = loaded.recipe
     model = catalog.models[recipe.base.id]
-    trained = targeted(model.shape, catalog.families[model.family], recipe.adapter.targets)
     work = workload_of(recipe, report)
-    offers = tuple(
-        _judged(name, offer, recipe, model, trained, work, catalog) for name, offer in catalog.offers.items()
-    )
+    offers = judge_all(recipe, model, work, catalog)
     chosen = cheapest(offers)
-    parameters = sum(matrix.lora(recipe.adapter.rank) for matrix in trained)
+    parameters = adapter_parameters(model, catalog.families[model.family], recipe.adapter)
     return Plan(
         recipe=loaded.name,
         recipe_sha256=loaded.sha256,
@@ -48,6 +47,13 @@ def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: C
     )
 
 
+def judge_all(recipe: Recipe, model: BaseModelFacts, work: Workload, catalog: Catalog) -> tuple[OfferPlan, ...]:
+    """Every offer of the catalog with its estimate and, where it cannot be used, the reason."""
+    return tuple(
+        _judged(name, recipe, estimate(recipe, model, work, offer, catalog)) for name, offer in catalog.offers.items()
+    )
+
+
 def cheapest(offers: tuple[OfferPlan, ...]) -> OfferPlan | None:
     """The usable offer with the fewest likely dollars; then the fewest hours, then by name."""
     usable = [offer for offer in offers if offer.fits]
@@ -60,21 +66,10 @@ def _order(offer: OfferPlan) -> tuple[float, float, str]:
     return offer.usd.likely, offer.hours.likely, offer.offer
 
 
-def _judged(
-    name: str,
-    offer: Offer,
-    recipe: Recipe,
-    model: BaseModelFacts,
-    trained: tuple[Matrix, ...],
-    work: Workload,
-    catalog: Catalog,
-) -> OfferPlan:
-    gpu, ranks = catalog.gpus[offer.gpu], offer.gpus * recipe.hardware.nodes
-    storage = storage_of(recipe, ranks, gpu)
-    parts = memory_parts(model.shape, trained, recipe.adapter.rank, storage, _largest_batch(recipe, work))
-    gib = {part: round(size, 3) for part, size in peak_gib(parts, gpu, ranks).items()}
+def _judged(name: str, recipe: Recipe, found: Estimate) -> OfferPlan:
+    offer, gpu, taken = found.offer, found.gpu, found.times
+    gib = {part: round(size, 3) for part, size in in_gib(found.memory).items()}
     total = round(sum(gib.values()), 3)
-    taken = times(model, trained, recipe, storage, work, offer, gpu)
     reason = (
         _does_not_fit(offer, recipe, total, gpu.memory_gib) or _not_allowed(offer, recipe) or _too_dear(recipe, taken)
     )
@@ -85,19 +80,21 @@ def _judged(
         reason=reason,
         gib=gib,
         total_gib=total,
+        expected_peak_gib=_expected_peak(gib, gpu),
         capacity_gib=gpu.memory_gib,
+        read_gb=round(taken.read_gb, 1),
         step_seconds=taken.step_seconds,
+        step_terms={term.name: round(term.size, 4) for term in taken.step_terms},
         minutes=taken.minutes,
         hours=taken.hours,
         usd=taken.usd,
     )
 
 
-def _largest_batch(recipe: Recipe, work: Workload) -> Batch:
-    """A micro-batch of longest examples. Logits are made at every position that any of its examples trains."""
-    tokens = recipe.training.micro_batch * work.longest
-    trained_somewhere = 1 - (1 - work.supervised) ** recipe.training.micro_batch
-    return Batch(tokens, tokens * trained_somewhere)
+def _expected_peak(gib: dict[str, float], gpu: Gpu) -> float:
+    """What the trainer measures: on a GPU what torch reserves, on a CPU the process's resident set."""
+    seen = (size for part, size in gib.items() if gpu.device == "cpu" or part not in OUTSIDE_TORCH)
+    return round(sum(seen), 3)
 
 
 def _does_not_fit(offer: Offer, recipe: Recipe, total: float, capacity: float) -> str:

@@ -1,15 +1,18 @@
 """Parameter counts in closed form from the shapes in models.yaml: the base model's, and what LoRA adds to it.
 
-adapter_parameters(model, family, rank=16, targets=("attention",))   # 4_128_768 for the 80B
+adapter_parameters(model, family, Adapter(rank=16))   # 4_128_768 for the 80B
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal
 
 from recipes.catalog import BaseModelFacts, Family, Shape
-from recipes.recipe import TargetGroup
+from recipes.recipe import Adapter, TargetGroup
 
 
 @dataclass(frozen=True)
@@ -23,19 +26,32 @@ class Matrix:
     copies: int
     active: int
     parametrised: bool = False
-    "Reached as a bare parameter: PEFT folds its delta into a full copy of the weight."
+    "Reached as a bare parameter, not as a linear layer."
+    per_layer: int = 1
+    "Copies in one layer: its experts."
+    shared: Literal["", "inputs", "outputs"] = ""
+    "The side whose LoRA factor all copies of a layer share."
 
     @property
     def parameters(self) -> int:
         """Weights of all copies."""
         return self.inputs * self.outputs * self.copies
 
+    @property
+    def is_expert(self) -> bool:
+        """A routed expert's matrix."""
+        return self.name.startswith("mlp.experts.")
+
     def lora(self, rank: int) -> int:
-        """Trainable values of LoRA at this rank: rank x (inputs + outputs) per copy."""
-        return rank * (self.inputs + self.outputs) * self.copies
+        """Trainable values of LoRA at this rank: rank x (inputs + outputs) per copy; a shared factor once a layer."""
+        layers = self.copies // self.per_layer
+        inputs = self.inputs * (layers if self.shared == "inputs" else self.copies)
+        outputs = self.outputs * (layers if self.shared == "outputs" else self.copies)
+        return rank * (inputs + outputs)
 
 
-def matrices(shape: Shape) -> dict[TargetGroup, tuple[Matrix, ...]]:
+@lru_cache(maxsize=64)
+def matrices(shape: Shape) -> Mapping[TargetGroup, tuple[Matrix, ...]]:
     """Every matrix that LoRA may reach, by target group, trained or not."""
     groups: dict[TargetGroup, tuple[Matrix, ...]] = {"attention": _attention(shape)}
     if shape.linear_attention:
@@ -47,22 +63,31 @@ def matrices(shape: Shape) -> dict[TargetGroup, tuple[Matrix, ...]]:
         groups["shared_expert"] = _mlp("mlp.shared_expert.", shape.hidden, width, shape.layers)
     if shape.experts:
         groups["experts"] = _experts(shape)
-    return groups
+    return MappingProxyType(groups)
 
 
-def targeted(shape: Shape, family: Family, targets: Sequence[TargetGroup]) -> tuple[Matrix, ...]:
-    """The matrices a recipe's targets train: those that the family's groups list."""
-    found = []
-    for target in targets:
+def targeted(shape: Shape, family: Family, adapter: Adapter) -> tuple[Matrix, ...]:
+    """The matrices a recipe's adapter trains: those that the family's groups list.
+
+    With expert layout shared_outer the factors on the hidden dimension are one for all experts of a layer: A of
+    gate_up and B of down.
+    """
+    found: list[Matrix] = []
+    for target in adapter.targets:
         group = family.groups[target]
         listed = {*group.linears, *group.parameters}
         found += [matrix for matrix in matrices(shape)[target] if matrix.name in listed]
-    return tuple(found)
+    if adapter.expert_layout == "per_expert":
+        return tuple(found)
+    return tuple(
+        replace(m, shared="inputs" if m.name.endswith("gate_up_proj") else "outputs") if m.is_expert else m
+        for m in found
+    )
 
 
-def adapter_parameters(model: BaseModelFacts, family: Family, rank: int, targets: Sequence[TargetGroup]) -> int:
-    """Trainable parameters of the adapter: exactly what PEFT makes, checked on the meta device by the tests."""
-    return sum(matrix.lora(rank) for matrix in targeted(model.shape, family, targets))
+def adapter_parameters(model: BaseModelFacts, family: Family, adapter: Adapter) -> int:
+    """Trainable parameters of the adapter: exactly what the trainer makes, checked on the meta device by the tests."""
+    return sum(matrix.lora(adapter.rank) for matrix in targeted(model.shape, family, adapter))
 
 
 def embedding_parameters(shape: Shape) -> int:
@@ -150,6 +175,6 @@ def _experts(shape: Shape) -> tuple[Matrix, ...]:
     hidden, width = shape.hidden, shape.expert_intermediate
     copies, active = shape.layers * shape.experts, shape.layers * shape.experts_per_token
     return (
-        Matrix("mlp.experts.gate_up_proj", hidden, 2 * width, copies, active, True),
-        Matrix("mlp.experts.down_proj", width, hidden, copies, active, True),
+        Matrix("mlp.experts.gate_up_proj", hidden, 2 * width, copies, active, True, shape.experts),
+        Matrix("mlp.experts.down_proj", width, hidden, copies, active, True, shape.experts),
     )

@@ -13,7 +13,7 @@ from recipes.preparation import OfferPlan, Plan, Span
 
 WIDTH = 100
 SMALLEST_SHOWN = 0.005
-"GiB that round to something."
+"GiB or seconds that round to something."
 
 
 def plan_text(plan: Plan, catalog: Catalog) -> str:
@@ -51,6 +51,8 @@ def _chosen(offer: OfferPlan, catalog: Catalog) -> str:
             *_memory_table(offer),
             "",
             *_time_table(offer),
+            "",
+            *_step_table(offer),
         )
     )
 
@@ -78,6 +80,13 @@ def _time_table(offer: OfferPlan) -> list[str]:
     rows += [("hours", offer.hours, ".2f"), ("dollars", offer.usd, ".2f")]
     head = f"  {'':<24}{'low':>9}{'likely':>9}{'high':>9}"
     return [head, *(_span_line(name, span, form) for name, span, form in rows if span)]
+
+
+def _step_table(offer: OfferPlan) -> list[str]:
+    """Where the likely step's seconds go."""
+    shown = {name: seconds for name, seconds in offer.step_terms.items() if seconds >= SMALLEST_SHOWN}
+    lines = ["  seconds of a likely step"]
+    return [*lines, *(f"  {name:<24}{seconds:>9.2f}" for name, seconds in shown.items())]
 
 
 def _span_line(name: str, span: Span, form: str) -> str:

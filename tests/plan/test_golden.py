@@ -17,13 +17,14 @@ from recipes.load import LoadedRecipe, load_recipe, recipe_names
 from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
 from scripts.errors import Refused
-from scripts.plan import make_plan, plan_text
+from scripts.plan import explain_text, make_plan, plan_text
 from scripts.render import render
 
 GOLDEN = Path(__file__).parent / "golden"
 REGENERATE = "if this is meant, run: LORRY_WRITE_GOLDEN=1 python -m pytest tests/plan/test_golden.py"
 CATALOG = load_catalog()
 WHOLE_PLANS = ("smoke/zero3", "qwen3-next-80b/zero3")
+EXPLAINED = [name for name in recipe_names() if name.startswith(("smoke/", "qwen3-next-80b/", "qwen3-8b/"))]
 
 
 def _same(name: str, text: str) -> None:
@@ -58,6 +59,15 @@ def test_plan_in_words_is_the_committed_one(name: str, report: TrainingSetReport
     _same(f"{name}.plan.txt", text)
 
 
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_arithmetic_in_words_is_the_committed_one(name: str, report: TrainingSetReport) -> None:
+    loaded = load_recipe(name)
+    text = explain_text(make_plan(loaded, report, CATALOG), loaded, report, CATALOG)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert text.isascii()
+    _same(f"{name}.explain.txt", text)
+
+
 @pytest.mark.parametrize("name", WHOLE_PLANS)
 def test_plan_as_data_is_the_committed_one(name: str, report: TrainingSetReport) -> None:
     plan = make_plan(load_recipe(name), report, CATALOG).model_dump(mode="json")
@@ -73,5 +83,7 @@ def test_renders_are_the_committed_ones(name: str, report: TrainingSetReport) ->
 
 
 def test_no_golden_is_left_of_a_recipe_that_is_gone() -> None:
-    known = {f"{name}{end}" for name in recipe_names() for end in (".plan.txt", ".plan.json", ".launch.json")}
+    known = {
+        f"{name}{end}" for name in recipe_names() for end in (".plan.txt", ".plan.json", ".explain.txt", ".launch.json")
+    }
     assert {path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*.*") if path.is_file()} <= known

@@ -7,9 +7,11 @@ import pytest
 from recipes.catalog import load_catalog
 from recipes.load import load_recipe
 from recipes.preparation import TrainingSetReport
+from recipes.recipe import Adapter
 from scripts.plan import make_plan
 from scripts.plan.parameters import targeted
-from scripts.plan.time import flop_per_token, padded
+from scripts.plan.step import flop_per_token
+from scripts.plan.time import padded
 from scripts.plan.workload import workload_of
 
 CATALOG = load_catalog()
@@ -19,7 +21,7 @@ SHAPE, FAMILY = CATALOG.models[NAME].shape, CATALOG.family_of(NAME)
 
 def test_the_80b_takes_7_85_gflop_per_token_forward_at_4096_tokens() -> None:
     """Experts 3.02, other linears 3.48, head 0.62, attention 0.40, Gated DeltaNet 0.19, LoRA at rank 16 0.13 GFLOP."""
-    trained = targeted(SHAPE, FAMILY, tuple(FAMILY.groups))
+    trained = targeted(SHAPE, FAMILY, Adapter(targets=tuple(FAMILY.groups)))
     assert flop_per_token(SHAPE, trained, 16, 4096, 1.0) / 1e9 == pytest.approx(7.85, rel=0.02)
 
 

@@ -82,7 +82,7 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     )
     assert _problems(path) == [
         "2: adapter.rank: 0; 1 or more",
-        "2: adapter.dropout: unknown key; known keys: rank, alpha, targets",
+        "2: adapter.dropout: unknown key; known keys: rank, alpha, targets, expert_layout",
         "3: training.learning_rate: 'high'; a number",
         "5: limits.max_usd: -1; more than 0",
         "1: base.id: unknown model 'Qwen/Qwen3-9B'; did you mean 'Qwen/Qwen3-8B'?",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.catalog import BaseModelFacts, Family, Shape, load_catalog
-from recipes.recipe import TargetGroup
+from recipes.recipe import Adapter, TargetGroup
 from scripts.plan.parameters import adapter_parameters, base_parameters, layer_parameters, matrices
 
 CATALOG = load_catalog()
@@ -110,7 +110,7 @@ def test_closed_form_counts_every_group_as_peft_makes_it(name: str) -> None:
         if parameter.requires_grad:
             group = _group_of(parameter_name, family)
             counted[group] = counted.get(group, 0) + parameter.numel()
-    assert counted == {group: adapter_parameters(facts, family, RANK, [group]) for group in family.groups}
+    assert counted == {group: adapter_parameters(facts, family, _adapter(group)) for group in family.groups}
 
 
 @pytest.mark.parametrize("name", DISTINCT)
@@ -181,7 +181,7 @@ def test_mixture_of_experts_never_lists_names_that_peft_rewrites(name: str) -> N
 )
 def test_the_80b_adapter_has_the_known_size_at_rank_16(group: TargetGroup, parameters: int) -> None:
     facts, family = _the_80b()
-    assert adapter_parameters(facts, family, 16, [group]) == parameters
+    assert adapter_parameters(facts, family, _adapter(group)) == parameters
 
 
 def test_the_80b_has_the_known_size() -> None:
@@ -190,6 +190,25 @@ def test_the_80b_has_the_known_size() -> None:
     assert facts.parameters == 79_674_391_296
     assert sum(matrix.parameters for matrix in groups["experts"]) == 77_309_411_328
     assert sum(matrix.parameters for matrix in groups["attention"]) == 327_161_856 - 12 * 512  # without its norms
+
+
+def test_the_80b_experts_with_shared_outer_factors_have_38_million_per_unit_of_rank() -> None:
+    """trainer.experts' own module makes this many, at the true shape, on the meta device."""
+    import torch
+
+    from trainer.experts.module import ExpertLora
+
+    facts, family = _the_80b()
+    adapter = Adapter(rank=RANK, targets=("experts",), expert_layout="shared_outer")
+    shape = (facts.shape.experts, facts.shape.hidden, facts.shape.expert_intermediate)
+    with torch.device("meta"):
+        layer = ExpertLora(shape, RANK, 16, layout="shared_outer")
+    real = facts.shape.layers * sum(parameter.numel() for parameter in layer.parameters())
+    assert adapter_parameters(facts, family, adapter) == real == 37_945_344 * RANK
+
+
+def _adapter(group: TargetGroup) -> Adapter:
+    return Adapter(rank=RANK, targets=(group,))
 
 
 def _the_80b() -> tuple[BaseModelFacts, Family]:

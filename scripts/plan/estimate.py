@@ -1,0 +1,41 @@
+"""One recipe on one offer: every term of its memory and its time, before anything is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recipes.catalog import BaseModelFacts, Catalog, Gpu, Offer
+from recipes.recipe import Recipe
+from scripts.plan.memory import Batch, memory_terms, peak_terms
+from scripts.plan.parameters import targeted
+from scripts.plan.storage import storage_of
+from scripts.plan.term import Term
+from scripts.plan.time import Times, times
+from scripts.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take of this offer."""
+
+    offer: Offer
+    gpu: Gpu
+    memory: tuple[Term, ...]
+    "Bytes per GPU; they sum to the peak."
+    times: Times
+
+
+def estimate(recipe: Recipe, model: BaseModelFacts, work: Workload, offer: Offer, catalog: Catalog) -> Estimate:
+    """The arithmetic of this recipe on this offer. Pure."""
+    gpu, ranks = catalog.gpus[offer.gpu], offer.gpus * recipe.hardware.nodes
+    trained = targeted(model.shape, catalog.families[model.family], recipe.adapter)
+    storage = storage_of(recipe, ranks, gpu)
+    parts = memory_terms(model.shape, trained, recipe.adapter.rank, storage, largest_batch(recipe, work))
+    return Estimate(offer, gpu, peak_terms(parts, gpu, ranks), times(model, trained, recipe, storage, work, offer, gpu))
+
+
+def largest_batch(recipe: Recipe, work: Workload) -> Batch:
+    """A micro-batch of longest examples. Logits are made at every position that any of its examples trains."""
+    tokens = recipe.training.micro_batch * work.longest
+    trained_somewhere = 1 - (1 - work.supervised) ** recipe.training.micro_batch
+    return Batch(tokens, tokens * trained_somewhere)
