@@ -63,7 +63,8 @@ class LaunchSpec(Record):
     gpus: int
     "GPUs, or CPU processes, per node."
     nodes: int
-    accumulation_steps: int
+    accumulation_steps: int | None
+    "Forward passes per GPU and optimizer step; null where training.micro_tokens decides it in each step."
     total_steps: int
     steps_per_epoch: int
     trainable_parameters: int

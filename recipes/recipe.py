@@ -74,7 +74,9 @@ class Training(Strict):
     global_batch: Annotated[int, Field(ge=1, le=4096)] = 16
     "Examples per optimizer step, over all GPUs and accumulation steps."
     micro_batch: Annotated[int, Field(ge=1, le=256)] = 1
-    "Examples per GPU per forward pass."
+    "Examples per GPU per forward pass, where micro_tokens is null."
+    micro_tokens: Annotated[int, Field(ge=16, le=4 * MAX_TOKENS)] | None = None
+    "Tokens per GPU per forward pass, instead of micro_batch: conversations are packed, as many as fit."
     learning_rate: Annotated[float, Field(gt=0.0, le=0.01)] = 2e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.03
@@ -130,6 +132,13 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:
         train, gpus = self.training, self.hardware.gpus
+        if train.micro_tokens is not None:
+            if train.micro_tokens < self.data.max_tokens:
+                raise ValueError(
+                    f"training.micro_tokens {train.micro_tokens} is less than data.max_tokens {self.data.max_tokens}; "
+                    f"make it at least {self.data.max_tokens}: no example is cut in two"
+                )
+            return self
         if train.global_batch % train.micro_batch:
             raise ValueError(
                 f"training.global_batch {train.global_batch} is not a multiple of training.micro_batch "

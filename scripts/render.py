@@ -76,9 +76,14 @@ def render(
     )
 
 
-def accumulation_steps(recipe: Recipe, gpus: int) -> int:
-    """Forward passes per GPU and optimizer step: global_batch / (micro_batch x gpus x nodes). Raises Refused."""
+def accumulation_steps(recipe: Recipe, gpus: int) -> int | None:
+    """Forward passes per GPU and optimizer step: global_batch / (micro_batch x gpus x nodes). Raises Refused.
+
+    None where a token budget decides it anew in each step.
+    """
     train, nodes = recipe.training, recipe.hardware.nodes
+    if train.micro_tokens is not None:
+        return None
     steps, rest = divmod(train.global_batch, train.micro_batch * gpus * nodes)
     if rest or not steps:
         raise Refused(

@@ -37,7 +37,7 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 def fit_key(spec: LaunchSpec, base_sha256: str) -> str:
     """SHA-256 of all that a step's arithmetic depends on; the number of ranks and the saving rhythm do not count."""
     recipe = spec.recipe
-    free = {"micro_batch", "checkpoint_minutes", "checkpoint_steps"}
+    free = {"micro_batch", "micro_tokens", "checkpoint_minutes", "checkpoint_steps"}
     said = {
         "base": base_sha256,
         "adapter": recipe.adapter.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""The canonical training set as token ids and masks, and the padded micro-batches of a step."""
+"""The canonical training set as token ids and masks of trained tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
 from recipes.chat import Message, NotTrainable, marked, tokenise
 from trainer.failures import TrainingStopped
 
-IGNORE = -100
 CHECKED_MASKS = 20
 "So many examples have their mask read back; one template error shows in the first."
 
@@ -35,6 +33,11 @@ class Example:
     def predicted(self) -> list[int]:
         """Positions of the tokens that carry loss; the very first token has nothing before it to be predicted from."""
         return [i for i in range(1, len(self.ids)) if self.trained[i]]
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens carry loss."""
+        return sum(self.trained[1:])
 
 
 class ChatTokens:
@@ -94,32 +97,6 @@ def read_examples(path: Path, sha256: str, count: int, chat: ChatTokens, max_tok
     if len(examples) != count:
         raise TrainingStopped("bad_data", f"{path.name}: {len(examples)} examples, launch.json says {count}")
     return examples
-
-
-def micro_batches(examples: Sequence[Example], micro: int, world: int) -> list[list[list[Example]]]:
-    """batches[pass][rank]: the examples of one step by length, so that a micro-batch pads little and ranks wait little.
-
-    The global batch divides evenly; see recipes.recipe. Every rank computes the same plan.
-    """
-    ordered = sorted(examples, key=lambda e: (len(e.ids), e.line, e.id))
-    groups = [ordered[i : i + micro] for i in range(0, len(ordered), micro)]
-    return [groups[i : i + world] for i in range(0, len(groups), world)]
-
-
-def padded(examples: Sequence[Example], pad_id: int, device: Any) -> dict[str, Any]:
-    """input_ids, attention_mask and labels, (rows, longest), padded on the right, out of every real token's sight."""
-    shape = (len(examples), max(len(e.ids) for e in examples))
-    ids = torch.full(shape, pad_id, dtype=torch.long)
-    mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE, dtype=torch.long)
-    for row, example in enumerate(examples):
-        here = torch.tensor(example.ids, dtype=torch.long)
-        ids[row, : len(here)] = here
-        mask[row, : len(here)] = 1
-        trained = torch.tensor(list(example.trained), dtype=torch.bool)
-        labels[row, : len(here)][trained] = here[trained]
-    labels[:, 0] = IGNORE
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
 
 
 def _example(line: bytes, number: int, chat: ChatTokens, max_tokens: int, check: bool) -> Example:

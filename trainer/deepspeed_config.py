@@ -28,7 +28,7 @@ def sizes_of(model: Any, trainable: int) -> Sizes:
     )
 
 
-def deepspeed_config(training: Training, world: int, sizes: Sizes, leaf_block: str | None) -> dict[str, Any]:
+def deepspeed_config(training: Training, sizes: Sizes, leaf_block: str | None) -> dict[str, Any]:
     """The configuration for ZeRO-3. `leaf_block` is the MoE block's class path when a target needs leaf blocks.
 
     DeepSpeed's own limits (max_live 1e9, prefetch 5e7) are smaller than one layer of the 80B model (1.65e9): while a
@@ -49,22 +49,12 @@ def deepspeed_config(training: Training, world: int, sizes: Sizes, leaf_block: s
     if leaf_block:
         zero["leaf_module"] = {"classes": [leaf_block]}
     return {
-        "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": accumulation(training, world),
+        # Names without effect here: the loop says itself where a step ends, and how much each pass weighs.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": training.gradient_clipping,  # DeepSpeed clips at 1.0 when it is left out
         "bf16": {"enabled": training.precision == "bf16"},
         "zero_allow_untested_optimizer": True,  # torch's AdamW: no DeepSpeed op is compiled
         "steps_per_print": 10**9,
         "zero_optimization": zero,
     }
-
-
-def accumulation(training: Training, world: int) -> int:
-    """Forward passes per rank and optimizer step: global_batch / (micro_batch x ranks), exact."""
-    steps, rest = divmod(training.global_batch, training.micro_batch * world)
-    if rest or not steps:
-        raise ValueError(
-            f"training.global_batch {training.global_batch} does not divide over {world} ranks x micro_batch "
-            f"{training.micro_batch}"
-        )
-    return steps

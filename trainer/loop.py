@@ -16,7 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from recipes.job import LaunchSpec, Metric
 from recipes.schedule import batch_of_step, epoch_of_step, learning_rate_of_step
-from trainer.data import IGNORE, Example, micro_batches, padded
+from trainer.batches import Layout, passes, share, token_count, trained_count
+from trainer.data import Example
 from trainer.environment import Place, StopRequest
 from trainer.failures import TrainingStopped
 from trainer.journal import Journal
@@ -33,35 +34,20 @@ class Run:
     optimizer: Any
     trainable: dict[str, Any]
     train: Sequence[Example]
-    pad_id: int
+    layout: Layout
     stop: StopRequest
 
 
-def summed_nll(model: Any, batch: dict[str, Any]) -> Any:
-    """Sum over the trained tokens of -log p(token | what precedes it), in fp32; logits only where a row needs them."""
-    targets = batch["labels"][:, 1:]
-    keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
-    if keep.numel() == 0:
-        keep = torch.zeros(1, dtype=torch.long, device=targets.device)
-    logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, logits_to_keep=keep
-    ).logits
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-
-
-def evaluate(model: Any, examples: Sequence[Example], micro: int, place: Place, pad_id: int) -> float:
-    """Mean loss per trained token over the examples. Collective; surplus ranks repeat an example uncounted."""
+def evaluate(model: Any, examples: Sequence[Example], layout: Layout, place: Place) -> float:
+    """Mean loss per trained token over the examples. Collective."""
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=place.device)
     with torch.no_grad():
-        for groups in micro_batches(examples, micro, place.world):
-            counts = place.rank < len(groups)
-            mine = groups[place.rank] if counts else groups[0]
-            nll = summed_nll(model, padded(mine, pad_id, place.device))
+        for groups in passes(examples, layout, place.world):
+            mine, counts = share(groups, place.rank)
+            nll = model(**layout.tensors(mine, place.device))
             if counts:
-                total += torch.stack([nll.double(), nll.new_tensor(_tokens(mine), dtype=torch.float64)])
+                total += torch.stack([nll.double(), nll.new_tensor(trained_count(mine), dtype=torch.float64)])
     dist.all_reduce(total)
     model.train()
     return float(total[0] / total[1])
@@ -86,8 +72,8 @@ def train(run: Run, first_step: int, save: Callable[[int], None]) -> bool:
         norm = float(run.engine.get_global_grad_norm() or 0.0)
         _refuse_nan(step + 1, loss, norm)
         _check_gradients(run, step + 1)
-        real_tokens = sum(len(e.ids) for e in examples)
-        _record(run, step, loss, rate, norm, real_tokens / (time.monotonic() - started), _tokens(examples))
+        speed = token_count(examples) / (time.monotonic() - started)
+        _record(run, step, loss, rate, norm, speed, trained_count(examples))
         every = spec.recipe.training.checkpoint_steps
         if step + 1 < spec.total_steps and (stop or save_now or (every and (step + 1) % every == 0)):
             journal.stage("saving")
@@ -107,24 +93,26 @@ def _indices(run: Run, step: int) -> list[int]:
 def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float]:
     """One optimizer step; (this rank's share of the mean loss, the learning rate).
 
-    The loss is divided by the trained tokens of the whole global batch. The engine divides by the passes and averages
-    over the ranks, so both are multiplied back: 1, 2 or 3 ranks then take the same step.
+    The loss is divided by the trained tokens of the whole global batch. The engine averages over the ranks, so it is
+    multiplied back: 1, 2 or 3 ranks then take the same step.
     """
-    training = run.spec.recipe.training
+    training, place = run.spec.recipe.training, run.place
     rate = learning_rate_of_step(
         step, run.spec.total_steps, training.learning_rate, training.schedule, training.warmup_fraction
     )
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    passes = micro_batches(examples, training.micro_batch, run.place.world)
-    tokens = _tokens(examples)
-    share = 0.0
-    for groups in passes:
-        loss = summed_nll(run.engine, padded(groups[run.place.rank], run.pad_id, run.place.device)) / tokens
-        run.engine.backward(loss * run.place.world * len(passes))
-        run.engine.step()
-        share = share + loss.detach().double()
-    return share, rate
+    tokens = trained_count(examples)
+    mean = 0.0
+    planned = passes(examples, run.layout, place.world)
+    for number, groups in enumerate(planned, start=1):
+        mine, counts = share(groups, place.rank)
+        run.engine.set_gradient_accumulation_boundary(number == len(planned))
+        loss = run.engine(**run.layout.tensors(mine, place.device)) * (float(counts) / tokens)
+        run.engine.backward(loss * place.world)
+        mean = mean + loss.detach().double()
+    run.engine.step()
+    return mean, rate
 
 
 def _agreed(run: Run, stop: bool, due: bool = False, nll: Any = 0.0) -> tuple[bool, bool, float]:
@@ -188,19 +176,19 @@ def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: f
 @contextmanager
 def _recomputing(engine: Any) -> Iterator[None]:
     """Proves that layers are recomputed in backward: in eval mode gradient checkpointing is silently off."""
-    calls: list[None] = []
+    calls: list[str] = []
     layer = next(m for m in engine.modules() if isinstance(m, GradientCheckpointingLayer))
-    hook = next(layer.children()).register_forward_pre_hook(lambda module, arguments: calls.append(None))
+    hooks = [
+        next(layer.children()).register_forward_pre_hook(lambda module, arguments: calls.append("layer")),
+        engine.module.register_forward_pre_hook(lambda module, arguments: calls.append("pass")),
+    ]
     try:
         yield
     finally:
-        hook.remove()
-    if len(calls) < 2 * engine.gradient_accumulation_steps():
+        for hook in hooks:
+            hook.remove()
+    if calls.count("layer") < 2 * calls.count("pass"):
         raise TrainingStopped("unexpected", "gradient checkpointing is off: layers are not recomputed in backward")
-
-
-def _tokens(examples: Sequence[Example]) -> int:
-    return sum(len(e.predicted) for e in examples)
 
 
 def named_trainable(model: Any) -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from recipes.catalog import Catalog, Family
 from recipes.job import LaunchSpec, Metric
 from trainer import checkpoint, export, probe
 from trainer.base_files import BaseFiles
+from trainer.batches import layout_of
 from trainer.data import ChatTokens, Example, read_examples
 from trainer.deepspeed_config import deepspeed_config, sizes_of
 from trainer.environment import Place, StopRequest, join, leave, quiet_libraries, refuse_slow_kernels
@@ -27,6 +28,8 @@ from trainer.failures import TrainingStopped
 from trainer.journal import Journal
 from trainer.load import load_base, refuse_gathered
 from trainer.loop import Run, evaluate, named_trainable, train
+from trainer.loss import WithLoss
+from trainer.packing import can_pack, prove_packing
 from trainer.targets import TargetPlan, attach, lora_config, meta_model, plan_targets, table, trained_groups
 
 
@@ -38,6 +41,11 @@ class Base:
     sha256: str
     family: Family
     config: Any
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The kind of attention of each layer; empty where the family has one kind."""
+        return getattr(self.config.get_text_config(), "layer_types", None) or []
 
 
 def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journal: Journal, stop: StopRequest) -> bool:
@@ -60,7 +68,9 @@ def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journ
     engine, optimizer = _engine(spec, model, trainable, config)
     if resumed:
         checkpoint.load_optimizer(resumed, optimizer, trainable, place.rank, place.world)
-    work = Run(spec, place, journal, engine, optimizer, trainable, train_set, chat.pad_id, stop)
+    layout = layout_of(spec.recipe.training, can_pack(base.layer_types), chat.pad_id)
+    work = Run(spec, place, journal, engine, optimizer, trainable, train_set, layout, stop)
+    _say_layout(work)
     if first_step == 0:
         _evaluate(work, valid_set, "initial_validation_loss", 0)
     journal.stage("training")
@@ -100,8 +110,9 @@ def _base(spec: LaunchSpec, folder: Path, catalog: Catalog, place: Place) -> Bas
             "bad_base_model",
             f"{folder} holds a {config.model_type} model; {spec.recipe.base.id} is a {family.model_type}",
         )
-    refuse_slow_kernels(getattr(config.get_text_config(), "layer_types", None) or [], place.cuda)
-    return Base(files, files.sha256(), family, config)
+    base = Base(files, files.sha256(), family, config)
+    refuse_slow_kernels(base.layer_types, place.cuda)
+    return base
 
 
 def _data(spec: LaunchSpec, job: Path, chat: ChatTokens) -> tuple[list[Example], list[Example]]:
@@ -123,7 +134,7 @@ def _model(spec: LaunchSpec, base: Base, place: Place, journal: Journal) -> tupl
             "bad_targets", f"{plan.parameters} parameters would train; launch.json says {spec.trainable_parameters}"
         )
     leaf = base.family.moe_block if plan.through_parameters else None
-    config = deepspeed_config(recipe.training, place.world, sizes_of(empty, plan.parameters), leaf)
+    config = deepspeed_config(recipe.training, sizes_of(empty, plan.parameters), leaf)
     holder = HfDeepSpeedConfig(config)  # weakly referenced by transformers: must outlive loading
     model = load_base(base.files, base.family, dtype)
     del holder
@@ -144,8 +155,20 @@ def _engine(spec: LaunchSpec, model: Any, trainable: dict[str, Any], config: dic
     """The engine and its optimizer: torch's AdamW over the LoRA matrices, fp32 masters and states."""
     training = spec.recipe.training
     adamw = torch.optim.AdamW(list(trainable.values()), lr=training.learning_rate, weight_decay=training.weight_decay)
-    engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
+    engine, optimizer, *_ = deepspeed.initialize(model=WithLoss(model), optimizer=adamw, config=config)
     return engine, optimizer
+
+
+def _say_layout(work: Run) -> None:
+    """Proves that what is packed stays apart, or says that nothing is packed. Collective. Raises TrainingStopped."""
+    tokens, precision = work.layout.tokens, work.spec.recipe.training.precision
+    if tokens is None:
+        return
+    if not work.layout.packed:
+        work.journal.say("packing: none; linear attention without its fast kernels cannot keep conversations apart")
+        return
+    said = prove_packing(work.engine, work.train, tokens, precision, work.place.device)
+    work.journal.say(f"packing: up to {tokens:,} tokens a pass; {said}")
 
 
 def _refuse_different_starts(resumed: Path | None, place: Place) -> None:
@@ -184,8 +207,7 @@ def _evaluate(work: Run, valid_set: list[Example], fact: str, step: int) -> None
     if not valid_set:
         return
     work.journal.stage("evaluating")
-    training = work.spec.recipe.training
-    loss = evaluate(work.engine, valid_set, training.micro_batch, work.place, work.pad_id)
+    loss = evaluate(work.engine, valid_set, work.layout, work.place)
     if not loss < float("inf"):
         raise TrainingStopped("nan_loss", f"the loss on the held-out conversations is {loss} at step {step}")
     work.journal.learn(**{fact: loss})
@@ -199,7 +221,7 @@ def _evaluate(work: Run, valid_set: list[Example], fact: str, step: int) -> None
 def _finish(work: Run, job: Path, plan: TargetPlan, valid_set: list[Example]) -> None:
     """Probe and adapter. Refuses a training that changed nothing (no_effect) before an adapter exists."""
     work.journal.stage("saving")
-    model, device = work.engine.module, work.place.device
+    model, device = work.engine.module.model, work.place.device
     work.engine.eval()
     conversations = probe.choose(work.train, valid_set)
     trained = probe.log_probabilities(work.engine, conversations, device)

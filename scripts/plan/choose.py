@@ -102,7 +102,7 @@ def _does_not_fit(offer: Offer, recipe: Recipe, total: float, capacity: float) -
     train = recipe.training
     if total > PLANNED * capacity:
         return f"needs {total:.1f} GiB a GPU, may take {PLANNED * capacity:.1f} of {capacity:g}"
-    if train.global_batch % (train.micro_batch * offer.gpus * recipe.hardware.nodes):
+    if train.micro_tokens is None and train.global_batch % (train.micro_batch * offer.gpus * recipe.hardware.nodes):
         return f"batch {train.global_batch} does not divide over {offer.gpus} GPUs x {train.micro_batch}"
     if recipe.hardware.nodes > 1:
         return f"it is one node; the recipe asks for {recipe.hardware.nodes}"

@@ -36,6 +36,8 @@ def estimate(recipe: Recipe, model: BaseModelFacts, work: Workload, offer: Offer
 
 def largest_batch(recipe: Recipe, work: Workload) -> Batch:
     """A micro-batch of longest examples. Logits are made at every position that any of its examples trains."""
+    if recipe.training.micro_tokens is not None:
+        return Batch(recipe.training.micro_tokens, recipe.training.micro_tokens * work.supervised)
     tokens = recipe.training.micro_batch * work.longest
     trained_somewhere = 1 - (1 - work.supervised) ** recipe.training.micro_batch
     return Batch(tokens, tokens * trained_somewhere)

@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes.catalog import load_catalog
 from recipes.chat import marked, tokenise
 from trainer.base_files import loading
-from trainer.data import IGNORE, ChatTokens, Example, micro_batches, padded, read_examples
+from trainer.data import ChatTokens, Example, read_examples
 from trainer.failures import TrainingStopped
-from trainer.loop import summed_nll
 from trainer.smoke_tokenizer import build_tokenizer
 
 LOADING = loading(load_catalog().families["qwen3_next"])
@@ -127,58 +126,6 @@ def test_a_template_that_alters_what_the_assistant_said_is_refused(smoke_model: 
     written = write(tmp_path / "train.jsonl", [row(("user", "x"), ("assistant", "hello"))])
     with pytest.raises(TrainingStopped, match=r"the mask marks 'HELLO<\|im_end\|>' instead of 'hello'"):
         read_examples(*written, ChatTokens(folder), 512)
-
-
-def test_padding_and_neighbours_change_no_row(chat: ChatTokens, model: Any, jobs: Any, tmp_path: Path) -> None:
-    """Packed rows leak through linear attention: logits move by 2 to 4. So rows are padded, each alone in its row."""
-    rows = jobs.conversations(6, uneven=True)
-    examples = read_examples(*write(tmp_path / "train.jsonl", rows), chat, 1024)
-    batch = padded(examples, chat.pad_id, "cpu")
-    assert batch["input_ids"].shape[0] == len(examples)
-    with torch.no_grad():
-        together = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        for number, example in enumerate(examples):
-            alone = model(input_ids=torch.tensor([list(example.ids)])).logits[0]
-            assert torch.allclose(together[number, : len(example.ids)], alone, atol=2e-5)
-
-
-def test_packing_would_leak_through_linear_attention(chat: ChatTokens, model: Any) -> None:
-    """Why nothing is packed: positions that start again do not reset the state of linear attention."""
-    first, second = (chat.encode(text)[0] for text in ("My chain squeaks after rain.", "Look at the brake pads."))
-    places = torch.tensor([[*range(len(first)), *range(len(second))]])
-    with torch.no_grad():
-        alone = model(input_ids=torch.tensor([second])).logits[0]
-        packed = model(input_ids=torch.tensor([first + second]), position_ids=places).logits[0, len(first) :]
-    assert float((packed - alone).abs().max()) > 0.05
-
-
-def test_loss_counts_trained_tokens_only_and_needs_no_other_logits(
-    chat: ChatTokens, model: Any, jobs: Any, tmp_path: Path
-) -> None:
-    examples = read_examples(*write(tmp_path / "train.jsonl", jobs.conversations(5)), chat, 1024)
-    batch = padded(examples, chat.pad_id, "cpu")
-    assert int((batch["labels"] != IGNORE).sum()) == sum(len(e.predicted) for e in examples)
-    with torch.no_grad():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double()
-        by_hand = 0.0
-        for number, example in enumerate(examples):
-            log_p = torch.log_softmax(logits[number], -1)
-            by_hand -= sum(float(log_p[i - 1, example.ids[i]]) for i in example.predicted)
-        assert float(summed_nll(model, batch)) == pytest.approx(by_hand, rel=1e-6)
-        nothing = batch | {"labels": torch.full_like(batch["labels"], IGNORE)}
-        assert float(summed_nll(model, nothing)) == 0.0, "a rank without trained tokens is harmless"
-
-
-def test_micro_batches_hold_every_example_once_and_lengths_lie_close() -> None:
-    examples = [
-        Example(f"c{i}", i, array("i", range(length)), bytes(length))
-        for i, length in enumerate((9, 2, 7, 3, 8, 4, 5, 6))
-    ]
-    passes = micro_batches(examples, 2, 2)
-    assert [len(groups) for groups in passes] == [2, 2]
-    lengths = [[[len(e.ids) for e in group] for group in groups] for groups in passes]
-    assert lengths == [[[2, 3], [4, 5]], [[6, 7], [8, 9]]]
-    assert micro_batches(list(reversed(examples)), 2, 2) == passes, "the order of the rows does not matter"
 
 
 def test_the_models_tokenizer_and_the_plain_tokenizer_file_agree(chat: ChatTokens, smoke_model: Path) -> None:

@@ -185,7 +185,7 @@ def test_checkpointing_that_is_silently_off_in_eval_mode_is_refused(
 def test_a_model_that_every_rank_holds_whole_is_refused(smoke_model: Path, jobs: Any) -> None:
     """transformers holds HfDeepSpeedConfig weakly: once it is dropped nothing is partitioned, without a word."""
     training = jobs.changed(recipe(), {}).training
-    config = deepspeed_config(training, 1, Sizes(100_000, 30_000), None)
+    config = deepspeed_config(training, Sizes(100_000, 30_000), None)
     holder = HfDeepSpeedConfig(config)
     model, _ = AutoModelForCausalLM.from_pretrained(smoke_model, dtype=torch.float32, **LOADING)
     load.refuse_unpartitioned(model)

@@ -19,7 +19,9 @@ from recipes.catalog import load_catalog
 from recipes.job import Proof, Status, read_record
 from recipes.schedule import batch_of_step, learning_rate_of_step
 from trainer.base_files import file_sha256, loading
-from trainer.data import IGNORE, ChatTokens, padded, read_examples
+from trainer.batches import padded
+from trainer.cross_entropy import IGNORED
+from trainer.data import ChatTokens, read_examples
 from trainer.targets import lora_config
 
 LOSS_TOLERANCE = 1e-5
@@ -137,7 +139,7 @@ def plain_nll(model: Any, examples: list[Any], pad_id: int) -> Any:
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     targets = batch["labels"][:, 1:].flatten()
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
+        logits[:, :-1].float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
     )
 
 

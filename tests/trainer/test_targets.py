@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, Qwen3C
 
 from recipes.catalog import Family, Group, load_catalog
 from recipes.recipe import Adapter
-from trainer.deepspeed_config import accumulation, deepspeed_config, sizes_of
+from trainer.deepspeed_config import deepspeed_config, sizes_of
 from trainer.failures import TrainingStopped
 from trainer.targets import attach, differences, lora_config, meta_model, plan_targets, table, trained_groups
 
@@ -116,7 +116,7 @@ def test_limits_leave_room_for_two_layers_of_the_80b_model(big_model: Any, train
     """DeepSpeed's defaults leave min(1e9 - 1.65e9, 5e7) < 0 for prefetching while one layer is live."""
     plan = plan_targets(big_model, FAMILY, Adapter(rank=16, targets=("attention", "linear_attention", "shared_expert")))
     sizes = sizes_of(big_model, plan.parameters)
-    zero = deepspeed_config(training(global_batch=8), 8, sizes, FAMILY.moe_block)["zero_optimization"]
+    zero = deepspeed_config(training(global_batch=8), sizes, FAMILY.moe_block)["zero_optimization"]
     assert sizes.layer >= 1_648_531_648
     assert sizes.outside == 311_164_928
     assert zero["stage3_prefetch_bucket_size"] >= 1.7e9
@@ -129,19 +129,13 @@ def test_limits_leave_room_for_two_layers_of_the_80b_model(big_model: Any, train
 def test_clipping_is_always_written_and_only_parameter_targets_need_leaves(big_model: Any, training: Any) -> None:
     """DeepSpeed 0.19.8 clips at 1.0 when nothing is said."""
     sizes = sizes_of(big_model, 0)
-    config = deepspeed_config(training(gradient_clipping=7.5, precision="bf16"), 2, sizes, None)
+    config = deepspeed_config(training(gradient_clipping=7.5, precision="bf16"), sizes, None)
     assert config["gradient_clipping"] == 7.5
     assert config["bf16"] == {"enabled": True}
     assert config["zero_optimization"]["stage3_param_persistence_threshold"] == 0
     assert "leaf_module" not in config["zero_optimization"]
-    leaf = deepspeed_config(training(), 2, sizes, FAMILY.moe_block)["zero_optimization"]["leaf_module"]
+    leaf = deepspeed_config(training(), sizes, FAMILY.moe_block)["zero_optimization"]["leaf_module"]
     assert leaf == {"classes": ["transformers.models.qwen3_next.modeling_qwen3_next.Qwen3NextSparseMoeBlock"]}
-
-
-def test_accumulation_is_exact_or_refused(training: Any) -> None:
-    assert accumulation(training(global_batch=16, micro_batch=2), 4) == 2
-    with pytest.raises(ValueError, match="global_batch 16 does not divide over 3 ranks x micro_batch 2"):
-        accumulation(training(global_batch=16, micro_batch=2), 3)
 
 
 @pytest.fixture
