@@ -27,7 +27,11 @@ SHAPES = {"mistral": DENSE, "qwen3": DENSE | {"tie_word_embeddings": True}, "qwe
 @pytest.fixture(scope="module")
 def linear(smoke_model: Path) -> Any:
     """The smoke model: linear attention in three layers of four."""
-    return AutoModelForCausalLM.from_pretrained(smoke_model, dtype=torch.float32, **LOADING)[0].eval().requires_grad_(False)
+    return (
+        AutoModelForCausalLM.from_pretrained(smoke_model, dtype=torch.float32, **LOADING)[0]
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def tiny(family: str) -> Any:

@@ -47,7 +47,7 @@ def test_full_attention_is_proven_packed_and_left_in_training_mode(family: str) 
 
 
 def test_a_leak_through_the_state_of_linear_attention_is_caught(linear: WithLoss) -> None:
-    with pytest.raises(TrainingStopped, match="leave training.micro_tokens out") as stopped:
+    with pytest.raises(TrainingStopped, match=r"leave training\.micro_tokens out") as stopped:
         prove_packing(linear, EXAMPLES, 200, "fp32", "cpu", positions_only)
     assert stopped.value.cause == "cannot_run_here"
     linear.to(torch.bfloat16).head.weight.data.mul_(8)  # a trained model is surer of itself than a random one
