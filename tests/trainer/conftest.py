@@ -28,7 +28,7 @@ from recipes.recipe import Recipe
 from recipes.schedule import steps_in
 from trainer.smoke_model import make_smoke_model
 
-TIMEOUT_SECONDS = 150
+TIMEOUT_SECONDS = 280
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 PARTS = ("chain", "brake", "saddle", "rear wheel", "tyre", "pedal", "headset", "lamp", "gear cable", "crank")
