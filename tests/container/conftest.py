@@ -27,7 +27,7 @@ from scripts.supervisor import MARK
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = "tests.container.replay_container"
 PATIENT = {"grace": 5.0, "no_progress": 20.0}
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 200.0
 
 
 @dataclass

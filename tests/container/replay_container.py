@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from scripts import container
 from scripts.container import run_container
 from scripts.errors import LorryError
 from scripts.machine import Machine, Run
@@ -39,7 +40,9 @@ def main() -> int:
     assert script is not None
     work.mkdir(parents=True, exist_ok=True)
     (work / "replay.json").write_bytes(script)
-    timing = Timing(**{"poll": 0.05, "heartbeat": 0.1, "contact": 0.3} | json.loads(script).get("timing", {}))
+    told = json.loads(script)
+    timing = Timing(**{"poll": 0.05, "heartbeat": 0.1, "contact": 0.3} | told.get("timing", {}))
+    container.loading_seconds = lambda spec: told.get("loading", 0.0)
     models = read_settings(os.environ, Path.cwd()).models
     try:
         return run_container(Machine(store, job_id, work, models, os.environ, timing, train, prove))

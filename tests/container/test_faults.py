@@ -29,7 +29,7 @@ def script_of(seed: int) -> dict[str, Any]:
     steps = chance.randint(6, 25)
     faults = {str(n): [chance.choice(FAULTS), chance.randint(0, steps)] for n in range(1, 7) if chance.random() < 0.5}
     prove = [chance.choice(["", "crash", "kill", "no_effect"])] if chance.random() < 0.25 else []
-    timing = {"grace": 0.3, "no_progress": 1.5}
+    timing = {"grace": 0.3, "no_progress": 2.0}
     return {
         "steps": steps,
         "step_seconds": chance.choice([0.005, 0.02, 0.04]),
@@ -37,6 +37,7 @@ def script_of(seed: int) -> dict[str, Any]:
         "faults": faults,
         "prove": prove,
         "timing": timing,
+        "loading": 8.0,  # a machine that is busy takes its time to start a process
     }
 
 
@@ -69,7 +70,7 @@ def live(job: Job, blows: list[tuple[float, str]]) -> None:
             relaunches += 1
             assert relaunches <= RELAUNCHES, f"launched {relaunches} times\n{job.log()}"
             job.launch()
-        assert time.monotonic() - began < 60, f"stuck\n{job.log()}"
+        assert time.monotonic() - began < 400, f"stuck\n{job.log()}"
         time.sleep(0.01)
 
 
@@ -98,6 +99,7 @@ def faults_found(job: Job) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(1200)
 def test_every_world_ends_well_or_with_a_cause(make_job: MakeJob) -> None:
     def one(seed: int) -> tuple[int, str, list[str]]:
         chance = random.Random(f"deadline {seed}")
@@ -117,7 +119,7 @@ def test_every_world_ends_well_or_with_a_cause(make_job: MakeJob) -> None:
 
 
 def test_a_job_cannot_be_launched_as_another_one_while_it_runs(make_job: MakeJob) -> None:
-    job = make_job(steps=60)
+    job = make_job(steps=100_000)
     job.launch()
     job.spec = job.spec.model_copy(update={"train_sha256": "0" * 64})
     with pytest.raises(Conflict):

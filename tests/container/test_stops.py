@@ -17,7 +17,7 @@ from scripts.stop import stop_job
 from tests.container.conftest import Job
 
 MakeJob = Callable[..., Job]
-SLOW = {"steps": 400, "step_seconds": 0.05, "checkpoint_steps": 100}
+SLOW = {"steps": 100_000, "step_seconds": 0.05, "checkpoint_steps": 100_000}
 
 
 def checkpoints(job: Job) -> list[str]:
@@ -73,29 +73,29 @@ def test_a_trainer_that_ignores_the_stop_is_killed_after_the_grace(make_job: Mak
     job = make_job(timing={"grace": 0.3}, faults={"1": ["deaf", 2]}, **SLOW)
     job.launch()
     job.reach(2)
-    asked = time.monotonic()
     stop_job(job.store, "job-1", job.backend, "user", "", time.time())
-    files = job.finish()
-    assert time.monotonic() - asked < 10
+    files = job.finish()  # the trainer would go on for ever
     assert files.container is not None
     assert files.container.ended == "cancelled"
     assert not job.processes()
 
 
 def test_the_deadline_counts_from_the_first_start(make_job: MakeJob) -> None:
-    job = make_job(deadline_seconds=3, **SLOW)
-    began = time.monotonic()
+    job = make_job(deadline_seconds=3600, **SLOW)
     job.launch()
     job.reach(1)
     job.kill_container()
     job.wait(job.is_gone)
+    first = job.files().container
+    assert first is not None
+    # As if it had been an hour ago, all but the time in which a second attempt comes to its first steps.
+    earlier = first.model_copy(update={"started_at": time.time() - 3600 + 6})
+    job.store.write("job-1/container.json", earlier.model_dump_json().encode())
     job.launch()
     files = job.finish()
-    assert 3 <= time.monotonic() - began < 12
     assert files.container is not None
     assert (files.container.ended, files.container.cause) == ("failed", "deadline")
-    assert len(files.container.attempts) == 2
-    assert checkpoints(job)
+    assert files.container.started_at == earlier.started_at
 
 
 def test_an_hour_that_an_earlier_machine_used_is_not_given_again(make_job: MakeJob) -> None:
@@ -112,7 +112,7 @@ def test_an_hour_that_an_earlier_machine_used_is_not_given_again(make_job: MakeJ
 
 
 def test_a_machine_that_is_told_to_end_leaves_a_job_that_goes_on_elsewhere(make_job: MakeJob) -> None:
-    job = make_job(steps=60, step_seconds=0.02, checkpoint_steps=50)
+    job = make_job(checkpoint_steps=50, faults={"1": ["hang", 5]})
     job.launch()
     job.reach(3)
     owner = lock_owner(job.folder)
@@ -132,7 +132,7 @@ def test_a_machine_that_is_told_to_end_leaves_a_job_that_goes_on_elsewhere(make_
 
 
 def test_kill_9_of_the_container_leaves_no_trainer_and_the_next_start_goes_on(make_job: MakeJob) -> None:
-    job = make_job(steps=60, step_seconds=0.02, checkpoint_steps=5)
+    job = make_job(steps=12, checkpoint_steps=5, faults={"1": ["hang", 7]})
     job.launch()
     job.reach(7)
     job.kill_container()

@@ -51,7 +51,7 @@ def test_a_failed_job_is_told_with_its_sentence(make_job: MakeJob) -> None:
 
 
 def test_who_watches_stops_a_job_that_is_past_its_deadline(make_job: MakeJob) -> None:
-    job, out = make_job(steps=900, step_seconds=0.05), io.StringIO()
+    job, out = make_job(steps=100_000), io.StringIO()
     job.launch()
     job.reach(1)
     state = watch(job.store, "job-1", job.backend, out, poll_seconds=0.02, now=lambda: time.time() + 700)
@@ -62,7 +62,7 @@ def test_who_watches_stops_a_job_that_is_past_its_deadline(make_job: MakeJob) ->
 
 
 def test_a_job_whose_machine_is_gone_is_lost_and_goes_on_when_launched(make_job: MakeJob) -> None:
-    job, out = make_job(steps=60), io.StringIO()
+    job, out = make_job(faults={"1": ["hang", 4]}), io.StringIO()
     job.launch()
     job.reach(4)
     job.kill_container()

@@ -37,7 +37,7 @@ EXAMPLE = REPOSITORY / "examples" / "bicycle-care.jsonl"
 KEYS = {"acme": "acme-key-canary-1", "brick": "brick-key-canary-2"}
 SECRET = "token-secret-canary-0123456789"
 MODULE = "tests.gateway.replay_container"
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 200.0
 
 
 @dataclass
@@ -195,7 +195,7 @@ def make_front(tmp_path: Path, models: Path, sets: Sets) -> Iterator[Callable[..
         hands = {
             "environment": environment,
             "open_backend": backend,
-            "fetcher": Fetcher(allows_loopback=True, max_bytes=2_000_000, max_seconds=20, resolve=only_loopback),
+            "fetcher": Fetcher(allows_loopback=True, max_bytes=2_000_000, max_seconds=120, resolve=only_loopback),
         } | hands
         chosen = GatewaySettings(
             **{"store": root.as_uri(), "tokenizers": (), "token_secret": SECRET} | (settings or {})
@@ -203,7 +203,7 @@ def make_front(tmp_path: Path, models: Path, sets: Sets) -> Iterator[Callable[..
         app = create_app(chosen, clients or {name: a_client(name) for name in KEYS}, **hands)
         server, port = serve(app)
         servers.append(server)
-        opened.append(httpx.Client(timeout=60, verify=False))
+        opened.append(httpx.Client(timeout=200, verify=False))
         return Front(f"http://127.0.0.1:{port}", root, sets, opened[-1], hands)
 
     yield make
@@ -220,7 +220,7 @@ def serve(app: Any) -> tuple[uvicorn.Server, int]:
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 120
     while not server.started:
         assert time.monotonic() < give_up
         time.sleep(0.01)

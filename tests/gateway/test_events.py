@@ -40,7 +40,7 @@ def steps(path: Path, first: int, last: int) -> None:
 
 
 def test_events_go_on_after_the_last_one_seen(front: Front) -> None:
-    front.script(JOB, steps=5000)
+    front.script(JOB, steps=100_000)
     front.run()
     front.wait(JOB, lambda view: view["status"] == "IN_PROGRESS")
     metrics = front.folder(JOB) / "metrics.jsonl"

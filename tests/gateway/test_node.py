@@ -44,10 +44,10 @@ def test_clients_for_node_work_unmodified_and_so_does_our_own(front: Front, pack
     (work / "package.json").write_text('{"type": "module"}')
     compiler = packages / "node_modules" / "typescript" / "bin" / "tsc"
     command = ["node", str(compiler), "--project", str(REPOSITORY / "clients" / "web"), "--outDir", str(work)]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    built = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert built.returncode == 0, built.stdout
     for name in ("long-1", "long-2"):
-        front.script(name, steps=5000)
+        front.script(name, steps=100_000)
     body = json.dumps({"status": "COMPLETED"})
     webhook = {
         "secret": SECRET,
@@ -55,7 +55,7 @@ def test_clients_for_node_work_unmodified_and_so_does_our_own(front: Front, pack
         "headers": signed_headers(SECRET, "job-1.completed", body.encode(), 1_790_000_000),
     }
     command = ["node", "clients.mjs", front.url, json.dumps(front.input()), json.dumps(webhook)]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "all well"
 

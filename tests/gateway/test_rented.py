@@ -122,7 +122,7 @@ def test_links_into_a_bucket_are_presigned(make_front: MakeFront, bucket: str, t
     assert set(links) == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
     for name, link in links.items():
         assert "X-Amz-Signature" in link
-        assert httpx.get(link).content == (here.folder(JOB) / "adapter" / name).read_bytes()
+        assert httpx.get(link, timeout=120).content == (here.folder(JOB) / "adapter" / name).read_bytes()
 
 
 def test_a_machine_gets_credentials_of_its_own_prefix_through_boto3_alone(make_front: MakeFront, bucket: str) -> None:
@@ -137,7 +137,7 @@ def test_a_machine_gets_credentials_of_its_own_prefix_through_boto3_alone(make_f
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ASIA")
 
@@ -169,7 +169,7 @@ def test_a_look_ticks_the_job_once_and_after_the_answer(make_front: MakeFront) -
     front.run()
     for _ in range(3):
         front.status(JOB)
-    give_up = time.monotonic() + 5
+    give_up = time.monotonic() + 120
     while not ticked and time.monotonic() < give_up:
         time.sleep(0.01)
     assert ticked == [JOB]

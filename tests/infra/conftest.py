@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,7 @@ def init(terraform: Terraform, **options: Any) -> None:
     terraform.init(backend_config={"bucket": STATE_BUCKET, "region": REGION}, **options)
 
 
-def patience(seconds: float) -> float:
-    """A speed goal for an idle machine, stretched by what else this one has to do."""
-    return seconds * max(1.0, max(os.getloadavg()[:2]) / (os.cpu_count() or 1))
+def cpu_seconds_of_children() -> float:
+    """What processes that have ended used of the processors: the part of a duration that no other load changes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -239,7 +239,7 @@ IAMPolicyStatement.is_action_permitted = _tls_condition_counts(IAMPolicyStatemen
 
 def reset(url: str) -> None:
     """Forget everything, the stores of the added actions too."""
-    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST"), timeout=10).read()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST"), timeout=120).read()
     _kept.clear()
     Wire.plain_http = False
 

@@ -38,7 +38,7 @@ def runpod(request):
                 headers={"authorization": f"Bearer {key}"},
             )
             try:
-                with urllib.request.urlopen(sent, timeout=10) as reply:
+                with urllib.request.urlopen(sent, timeout=120) as reply:
                     raw = reply.read().decode()
                     return reply.status, json.loads(raw) if "json" in reply.headers.get_content_type() else raw
             except urllib.error.HTTPError as refused:

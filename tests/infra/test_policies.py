@@ -329,4 +329,4 @@ class enforcement:  # noqa: N801
     def _after(self, requests):
         headers = {"content-type": "text/plain"}
         sent = urllib.request.Request(f"{self.url}/moto-api/reset-auth", requests, headers, method="POST")
-        urllib.request.urlopen(sent, timeout=10).read()
+        urllib.request.urlopen(sent, timeout=120).read()

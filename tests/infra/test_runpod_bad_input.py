@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
@@ -140,7 +140,7 @@ def test_names_of_the_old_provider_are_rejected(tmp_path, base_env, runpod_provi
         root.validate()
 
 
-def test_an_interrupted_apply_saves_what_it_made(infra_copy, base_env, runpod_rest, aws_fake, tmp_path):
+def test_an_interrupted_apply_saves_what_it_made(infra_copy, base_env, runpod_rest, aws_fake, monkeypatch):
     """Ctrl-C reaches Terraform once; creates that run finish, the state is saved, and the next run goes on."""
     provider, attached = start_provider(base_env, runpod_rest.url)
     env = {**base_env, "TF_REATTACH_PROVIDERS": attached, "AWS_ENDPOINT_URL": aws_fake}
@@ -150,7 +150,7 @@ def test_an_interrupted_apply_saves_what_it_made(infra_copy, base_env, runpod_re
 
     slow = "import sys, json, pathlib; from scripts.terraform import Terraform\n"
     slow += "p = json.load(sys.stdin); Terraform(pathlib.Path(p['root']), p['env']).apply(on_event=lambda e: "
-    slow += "print(e['type'], flush=True))"
+    slow += "print(e['type'], repr(e['@message']), flush=True))"
     child = subprocess.Popen(
         [sys.executable, "-c", slow],
         cwd=REPOSITORY,
@@ -160,15 +160,23 @@ def test_an_interrupted_apply_saves_what_it_made(infra_copy, base_env, runpod_re
         stderr=subprocess.PIPE,
         text=True,
     )
-    with runpod_rest.lock:  # no create can finish before the interrupt
+    arrived, interrupted = threading.Event(), threading.Event()
+
+    def hold(method, path):  # the create of the volume finishes after the interrupt
+        if (method, path) == ("POST", "/v2/network-volumes"):
+            arrived.set()
+            interrupted.wait(200)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runpod_rest, "take_fault", hold)
         child.stdin.write(json.dumps({"root": str(root.root), "env": env}))
         child.stdin.close()
-        while child.stdout.readline().strip() != "apply_start":
-            pass
-        time.sleep(0.3)
+        assert arrived.wait(200)
         child.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    assert child.wait(30) != 0
+        while (line := child.stdout.readline()) and "nterrupt" not in line:
+            pass
+        interrupted.set()
+        assert child.wait(200) != 0
     made = set(runpod_rest.account.held["network-volumes"])
     assert len(made) == 1
 

@@ -32,7 +32,7 @@ OPENAPI = Path(os.environ["RUNPOD_OPENAPI"]) if "RUNPOD_OPENAPI" in os.environ e
 KEY = "rpa_CANARY_control_plane_key"
 IMAGE = "registry.example/lorry/trainer@sha256:" + "a" * 64
 OFFER = "runpod-a100-pcie-1"
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 200.0
 
 
 def spec_of(job_id: str, store: str, *, deadline_seconds: int = 3600, steps: int = 8, **changes: Any) -> LaunchSpec:

@@ -54,7 +54,7 @@ def test_a_pod_trains_to_a_verified_adapter_and_leaves_a_bill_and_nothing_else(m
 
 
 def test_the_log_of_a_pod_is_that_of_its_container_and_its_platform(make_room: MakeRoom) -> None:
-    room = make_room(steps=200, step_seconds=0.05)
+    room = make_room(steps=100_000)
     handle = room.launch().handle
     room.wait(lambda: "attempt 1 starts" in room.said())
     lines = list(room.backend.logs(handle))
@@ -65,7 +65,7 @@ def test_the_log_of_a_pod_is_that_of_its_container_and_its_platform(make_room: M
 
 
 def test_a_stop_ends_the_job_and_the_pod(make_room: MakeRoom) -> None:
-    room = make_room(steps=600, step_seconds=0.05)
+    room = make_room(steps=100_000)
     handle = room.launch().handle
     room.wait(lambda: (status := room.files().status) and status.step >= 2)
     stop_job(room.store, "job-1", room.backend, "user", "wrong recipe", time.time())
@@ -84,7 +84,7 @@ def test_a_job_that_fails_ends_its_pod_too(make_room: MakeRoom) -> None:
 
 
 def test_a_container_that_dies_is_started_again_and_goes_on(make_room: MakeRoom) -> None:
-    room = make_room(steps=90, step_seconds=0.03, checkpoint_steps=5)
+    room = make_room(steps=12, checkpoint_steps=5, faults={"1": ["hang", 7]})
     handle = room.launch().handle
     work = room.runpod.host.folder / handle["pod"] / "jobs" / "job-1"  # type: ignore[union-attr]
     room.wait(lambda: (status := room.files().status) and status.step >= 7)
@@ -118,7 +118,7 @@ def test_a_container_that_cannot_end_its_pod_holds_and_trains_nothing_again(make
 
 
 def test_a_machine_that_vanishes_is_replaced_by_one_that_goes_on(make_room: MakeRoom) -> None:
-    room = make_room(steps=60, step_seconds=0.03, checkpoint_steps=4)
+    room = make_room(steps=12, checkpoint_steps=4, faults={"1": ["hang", 7]})
     handle = room.launch().handle
     room.wait(lambda: any(key.endswith("COMPLETE") for key in room.store.keys("job-1/checkpoints")))
     with room.runpod.lock:
@@ -135,7 +135,7 @@ def test_a_machine_that_vanishes_is_replaced_by_one_that_goes_on(make_room: Make
 
 
 def test_a_deadline_that_has_passed_ends_the_pod_from_inside(make_room: MakeRoom) -> None:
-    room = make_room(deadline_seconds=3, steps=600, step_seconds=0.05)
+    room = make_room(deadline_seconds=3, steps=100_000)
     room.launch()
     files = room.finish()
     assert files.container is not None
@@ -143,7 +143,7 @@ def test_a_deadline_that_has_passed_ends_the_pod_from_inside(make_room: MakeRoom
 
 
 def test_gpus_that_idle_end_the_job_although_its_trainer_reports_steps(make_room: MakeRoom) -> None:
-    room = make_room(steps=600, step_seconds=0.05, checkpoint_steps=100, gpus_busy=False, timing={"idle": 0.4})
+    room = make_room(steps=100_000, gpus_busy=False, timing={"idle": 0.4})
     room.launch()
     files = room.finish()
     assert files.container is not None
@@ -151,7 +151,7 @@ def test_gpus_that_idle_end_the_job_although_its_trainer_reports_steps(make_room
 
 
 def test_a_second_pod_ends_at_its_own_deadline_too(make_room: MakeRoom) -> None:
-    room = make_room(deadline_seconds=3600, steps=600, step_seconds=0.05)
+    room = make_room(deadline_seconds=3600, steps=100_000)
     room.launch(now=lambda: time.time() - 3597)
     files = room.finish()
     assert files.container is not None
@@ -171,7 +171,7 @@ def test_a_second_pod_ends_at_its_own_deadline_too(make_room: MakeRoom) -> None:
     ids=["reply lost", "done but 503", "not done and 502", "rate", "list fails", "catalogue silent"],
 )
 def test_after_a_failed_request_there_is_exactly_one_pod(make_room: MakeRoom, fault: Fault) -> None:
-    room = make_room(steps=400, step_seconds=0.05)
+    room = make_room(steps=100_000)
     room.runpod.faults.append(Fault(**vars(fault)))
     handle = room.launch(sleep=lambda seconds: None).handle
     assert [pod["id"] for pod in room.pods()] == [handle["pod"]]
@@ -182,7 +182,7 @@ def test_after_a_failed_request_there_is_exactly_one_pod(make_room: MakeRoom, fa
 
 
 def test_a_place_without_capacity_is_passed_over(make_room: MakeRoom) -> None:
-    room = make_room(steps=400, step_seconds=0.05)
+    room = make_room(steps=100_000)
     del room.environment["RUNPOD_VOLUME_ID"]  # free to go anywhere
     room.runpod.faults.append(Fault("POST", "/v2/pods$", 400, NO_CAPACITY, times=2))
     handle = room.launch().handle

@@ -232,7 +232,7 @@ def test_killed_in_the_middle_it_goes_on_and_leaves_nothing_behind(tmp_path, mod
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         f"stage(Staging({MODEL!r}, open_store(models.as_uri()), models, copy), now=0.0, progress=progress)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(models), str(copy), str(home)], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(models), str(copy), str(home)], timeout=280)
     assert done.returncode == -signal.SIGKILL
     assert len(list(home.glob(".*.tmp"))) == 1, "it was killed while it wrote a shard"
     assert not (home / "manifest.json").exists()
@@ -335,7 +335,7 @@ def download(models, home, url):
         "except LorryError as error: print(error)"
     )
     command = [sys.executable, "-c", code, str(models)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return done
 

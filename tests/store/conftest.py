@@ -161,7 +161,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=check)
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=check)
 
     return run
 

@@ -64,7 +64,7 @@ def test_many_jobs_are_read_side_by_side(s3_store: Store, wire: Any) -> None:
         s3_store.write(f"job-{number}/stop.json", STOP.model_dump_json().encode())
     ids = job_ids(s3_store)
     together = threading.Barrier(16)
-    wire.hold = lambda request: together.wait(timeout=20)
+    wire.hold = lambda request: together.wait(timeout=120)
     jobs = read_jobs(s3_store, ids)
     assert len(jobs) == 40
     assert all(job.stop == STOP and job.status is None for job in jobs)

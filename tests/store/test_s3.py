@@ -42,12 +42,12 @@ def _kill_after_parts(wire: Any, url: str, path: Path, whole: int) -> None:
 
     def hold(request: Any) -> None:
         if request.part and not slots.acquire(blocking=False):
-            killed.wait(30)
+            killed.wait(120)
             raise ConnectionError  # the sender is dead: what it was sending never arrives
 
     wire.hold = hold
     process = subprocess.Popen([sys.executable, "-c", PUT, url, str(path)], cwd=Path(__file__).parents[2])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(wire.parts()) < whole and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()

@@ -122,7 +122,7 @@ def test_checkpoints_resume_on_other_numbers_of_ranks(jobs: Any, smoke_model: Pa
 def proven(job: Any, model: Path) -> Proof:
     """proof.json of a fresh process."""
     command = [sys.executable, "-m", "trainer.prove", "--job", str(job.folder), "--model", str(model)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=dict(os.environ))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     proof = read_record(Proof, job.folder / "proof.json")
     assert proof is not None

@@ -112,7 +112,7 @@ def test_sigterm_saves_a_checkpoint_and_reports_cancelled(interrupted: Interrupt
 
 def both_ranks(job: Any, process: Any, jobs: Any) -> list[int]:
     """The two ranks of the second attempt, as soon as its heartbeat shows: a moment after they were started."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         status, ranks = read_record(Status, job.folder / "status.json"), jobs.workers(process)
         if status and status.attempt == 2 and len(ranks) == 2:
@@ -121,7 +121,7 @@ def both_ranks(job: Any, process: Any, jobs: Any) -> list[int]:
     raise AssertionError("the second attempt did not start")
 
 
-def alive(processes: list[int], patience_seconds: float = 10.0) -> list[int]:
+def alive(processes: list[int], patience_seconds: float = 60.0) -> list[int]:
     """Those of the processes that still run after a while; a zombie does not run."""
     deadline = time.monotonic() + patience_seconds
     while True:

@@ -83,7 +83,7 @@ def test_adapter_files_are_whole_readable_and_name_the_base_not_a_path(reference
 
 def test_a_fresh_process_reproduces_the_trained_model(reference: Any, smoke_model: Path) -> None:
     command = [sys.executable, "-m", "trainer.prove", "--job", str(reference.folder), "--model", str(smoke_model)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     proof = read_record(Proof, reference.folder / "proof.json")
     assert proof.passed
