@@ -22,7 +22,7 @@ from scripts.errors import LorryError
 from scripts.forgotten import MONTH_HOURS, Forgotten
 from scripts.job_folder import JobFiles, read_jobs
 from scripts.overstay import overstay
-from scripts.state import LENIENCY
+from scripts.state import LENIENCY, mute_start
 from scripts.stop import stop_job
 from scripts.store import Store
 
@@ -109,7 +109,8 @@ def overdue_reason(machine: Machine, now: float) -> str | None:
         usd = (now - owned.started_at) / 3600 * owned.usd_per_hour
         if usd > files.launch.cap_usd * LENIENCY:
             return f"it cost ${usd:.2f}; the cap is ${files.launch.cap_usd:.2f}"
-    return overstay(files, now)
+    mute = mute_start(files, owned.started_at, now) if owned.started_at is not None else None
+    return overstay(files, now) or mute
 
 
 def reap(

@@ -20,6 +20,9 @@ SILENT_SECONDS = 120.0
 "A container writes every 2 s and reaches a bucket every 5 s; after this long without a word it counts as silent."
 LENIENCY = 1.02
 "The container's own stop comes first; who watches from outside waits 2 % longer."
+START_FACTOR = 5
+"""So many times the offer's start_minutes (image pull and boot) may pass before a machine's first word. On Runpod that
+is 30 minutes: 20 until the Pod must run, and 10 for which its container asks a silent store again."""
 
 DOING: dict[Stage, str] = {
     "fetching": "fetching the training set and the base model",
@@ -68,12 +71,29 @@ def overdue(files: JobFiles, observation: Observation | None, now: float) -> tup
     spec, start = files.launch, _started_at(files)
     if spec is None or start is None:
         return None
+    asked_at = files.submission.handle.get("created_at") if files.submission else None
+    if asked_at is not None and (mute := mute_start(files, float(asked_at), now)):
+        return "deadline", mute
     if now - start > spec.deadline_seconds * LENIENCY:
         return "deadline", f"it ran for {(now - start) / 3600:.2f} h; the limit is {spec.deadline_seconds / 3600:.2f} h"
     spent = _spent_usd(files, observation, now)
     if spent is not None and spent > spec.cap_usd * LENIENCY:
         return "cap", f"it cost ${spent:.2f}; the cap is ${spec.cap_usd:.2f}"
     return None
+
+
+def mute_start(files: JobFiles, asked_at: float, now: float) -> str | None:
+    """A sentence when a machine that was asked for at `asked_at` should have said its first word by now. Pure.
+
+    An image that cannot be started, or a start that hangs, has no container that could stop it.
+    """
+    offer = load_catalog().offers.get(files.launch.offer or "") if files.launch else None
+    container = files.container
+    has_spoken = container is not None and container.updated_at >= asked_at
+    if offer is None or has_spoken or now - asked_at <= START_FACTOR * offer.start_minutes * 60:
+        return None
+    limit = f"{START_FACTOR * offer.start_minutes:.0f} minutes, {START_FACTOR} times what starting takes"
+    return f"its machine said nothing for {(now - asked_at) / 60:.0f} minutes; the limit is {limit}"
 
 
 def hourly_usd(spec: LaunchSpec) -> float | None:
@@ -95,13 +115,15 @@ def _state(files: JobFiles, observation: Observation | None, now: float) -> tupl
         return _stopped(files, gone or (observation is None and silent))
     if files.submission is None or not (files.submission.handle or container):
         return "queued", "no machine has been asked for; launch it", False
+    said = f" ({observation.detail})" if observation is not None and observation.detail else ""
     if gone:
-        return "lost", f"the machine is gone{_at_step(files)}; launch the job again and it goes on from there", True
+        sentence = f"the machine is gone{_at_step(files)}{said}; launch the job again and it goes on from there"
+        return "lost", sentence, True
     if container is None:
-        return "starting", "waiting for the machine's first word", False
+        return "starting", f"waiting for the machine's first word{said}", False
     if silent:
         minutes = (now - container.updated_at) / 60
-        return "lost", f"no word from the machine for {minutes:.0f} minutes{_at_step(files)}", False
+        return "lost", f"no word from the machine for {minutes:.0f} minutes{_at_step(files)}{said}", False
     return _running(files)
 
 

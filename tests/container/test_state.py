@@ -17,6 +17,8 @@ SPEC = spec_of("job-1", "file:///jobs", 3600, 100)
 ASKED = Submission(job_id="job-1", backend="local", request_sha256="", submitted_at=NOW - 100, handle={"pid": 1})
 RECORDED = ASKED.model_copy(update={"handle": {}})
 RUNNING, GONE, WAITING = Observation("running"), Observation("gone"), Observation("waiting")
+STUCK = Observation("waiting", "Pod p: PROVISIONING")
+DIED = Observation("gone", "Pod p: it is ERROR; it was terminated")
 MANIFEST = Manifest(
     job_id="job-1", created_at=NOW, files={}, base_model="m", base_revision=None, base_sha256="", recipe_name="r",
     recipe_sha256="", training_set_sha256="", train_sha256="", valid_sha256="", versions={}, commit=None, image=None,
@@ -51,6 +53,8 @@ ENDED = {"stage": "done", "sentence": "because", "updated_at": NOW - 1}
         ({"submission": RECORDED}, None, "queued", "no machine has been asked for", False),
         ({"submission": ASKED}, WAITING, "starting", "first word", False),
         ({"submission": ASKED}, None, "starting", "first word", False),
+        ({"submission": ASKED}, STUCK, "starting", "first word (Pod p: PROVISIONING)", False),
+        ({"submission": ASKED}, DIED, "lost", "gone (Pod p: it is ERROR; it was terminated); launch", True),
         ({"submission": ASKED}, GONE, "lost", "launch the job again", True),
         ({"submission": ASKED, "container": container()}, RUNNING, "running", "training", False),
         ({"submission": RECORDED, "container": container()}, None, "running", "training", False),
@@ -149,3 +153,23 @@ def test_a_job_past_its_deadline_or_cap_is_overdue() -> None:
     assert overdue(dear, Observation("running", usd=2.0), NOW) is None
     assert (overdue(dear, Observation("running", usd=2.1), NOW) or ("", ""))[0] == "cap"
     assert overdue(JobFiles("job-1", launch=SPEC, submission=RECORDED), None, NOW * 99) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "minutes", "is_mute"),
+    [
+        ({}, 29, False),
+        ({}, 31, True),
+        ({"container": container(updated_at=NOW - 3600)}, 31, True),  # of a machine before this one
+        ({"container": container(updated_at=NOW - 31 * 60 + 5)}, 31, False),
+        ({"launch": SPEC.model_copy(update={"offer": None})}, 99, False),  # no offer, no figure
+    ],
+)
+def test_a_machine_that_never_says_a_word_is_overdue_after_five_times_its_start(
+    changes: dict[str, Any], minutes: int, is_mute: bool
+) -> None:
+    rented = SPEC.model_copy(update={"offer": "runpod-h200-4", "cap_usd": 500.0, "deadline_seconds": 99999})
+    asked = ASKED.model_copy(update={"handle": {"pod": "p", "created_at": NOW - 60 * minutes}})
+    due = overdue(JobFiles("job-1", **({"launch": rented, "submission": asked} | changes)), None, NOW)
+    said = "its machine said nothing for 31 minutes; the limit is 30 minutes, 5 times what starting takes"
+    assert due == (("deadline", said) if is_mute else None)

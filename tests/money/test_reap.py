@@ -96,6 +96,17 @@ def over_its_cap(world: Made) -> None:
     hours = world.rng.uniform(0.5, 1.5)  # the cap is one hour's price
     pod = world.pod(hours > 1.02, createdAt=stamp_of(NOW - hours * HOUR), **marked(store, life.job_id))
     life.submitted(NOW - hours * HOUR, pod=pod)
+    life.runs(NOW - 60, since=NOW - hours * HOUR)
+
+
+def mute(world: Made) -> None:
+    """Its container never says a word; an earlier machine of the job may have."""
+    store, life = world.job()
+    minutes = world.rng.choice([5, 20, 29, 31, 45])
+    world.pod(minutes > 30, createdAt=stamp_of(NOW - 60 * minutes), **marked(store, life.job_id))
+    life.submitted(NOW - 3500)
+    if world.rng.random() < 0.5:
+        life.runs(NOW - 3000, since=NOW - 3400)
 
 
 def ended_or_stopped(world: Made) -> None:
@@ -161,7 +172,8 @@ def named_alike(world: Made) -> None:
 
 
 KINDS: list[Callable[[Made], None]] = [
-    healthy, past_its_deadline, over_its_cap, ended_or_stopped, left_by_an_earlier_launch, exited, foreign, named_alike,
+    healthy, past_its_deadline, over_its_cap, mute, ended_or_stopped, left_by_an_earlier_launch, exited, foreign,
+    named_alike,
 ]  # fmt: skip
 
 
@@ -248,6 +260,7 @@ def test_a_pod_of_a_job_that_has_a_newer_one_goes_alone(place: Place) -> None:
     assert submission is not None
     life.submitted(T0, pod=new["id"])
     place.rest(1.01 * HOUR)
+    life.runs(place.clock.now(), since=T0)
     backends = {"runpod_pod": place.backend}
     reap(judge(World(tuple(look(backends, open_store, lambda url: True))), place.clock.now()), backends, open_store, T0)
     assert list(place.local.account.held["pods"]) == [new["id"]]

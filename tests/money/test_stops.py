@@ -36,7 +36,8 @@ class Held(Exception):
 
 @dataclass
 class Container:
-    """A container that never finishes. `ends`: whether its own stop works; `is_mute`: it reaches no store."""
+    """A container that never finishes. `ends`: whether its own stop works; `is_mute`: after a first word it reaches no
+    store."""
 
     life: Life
     environment: Mapping[str, str]
@@ -44,6 +45,7 @@ class Container:
     ends: bool
     is_mute: bool
     code: int | None = None
+    has_spoken: bool = False
     started_at: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,8 +55,9 @@ class Container:
         """What it does at this moment: a heartbeat, and its own stop when it is due."""
         now = self.clock.now()
         over = min(self.started_at + HOURS * HOUR, float(self.environment["LORRY_DEADLINE"]))
-        if not self.is_mute:
+        if not self.is_mute or not self.has_spoken:
             self.life.runs(now, since=self.started_at)
+            self.has_spoken = True
         if self.ends and now >= over:
             if not self.is_mute:
                 self.life.failed(now, since=self.started_at, sentence="the time limit was reached")
