@@ -17,6 +17,8 @@ from recipes.job import JOB_ID
 
 CLIENT_NAME = re.compile(r"[a-z0-9-]{2,32}")
 SHORTEST_SECRET = 16
+KEYS_SECONDS = 12 * 3600
+"The longest for which AWS gives session keys. A machine with a token renews its own; one without ends by then."
 
 _STORE = re.compile(rf".*/clients/({CLIENT_NAME.pattern})/jobs/?")
 

@@ -16,6 +16,7 @@ from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
+from scripts.job_token import KEYS_SECONDS
 from scripts.plan import make_plan
 from scripts.render import render
 from scripts.settings import Settings
@@ -68,10 +69,12 @@ def prepare_job(
         store=settings.store,
         commit=commit,
     )
-    hours = spec.deadline_seconds / 3600
+    hours = f"{spec.deadline_seconds / 3600:.1f} h"
+    keys = spec.backend == "runpod_pod" and spec.deadline_seconds == KEYS_SECONDS
+    also = ", since its keys last no longer; a job sent to the front door renews them" if keys else ""
     say(
         "plan",
-        f"{spec.offer}: {spec.total_steps} steps, at most ${spec.quote_usd:.2f}; ended after {hours:.1f} h at most",
+        f"{spec.offer}: {spec.total_steps} steps, at most ${spec.quote_usd:.2f}; ended after {hours} at most{also}",
     )
     return PreparedJob(spec, plan, report, folder)
 

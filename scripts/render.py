@@ -13,6 +13,7 @@ from recipes.load import LoadedRecipe
 from recipes.preparation import OfferPlan, Plan, TrainingSetReport
 from recipes.recipe import BackendName, Recipe
 from scripts.errors import InputError, Problem, Refused
+from scripts.job_token import KEYS_SECONDS, client_of
 from scripts.plan.choose import cheapest
 from scripts.plan.workload import workload_of
 
@@ -45,6 +46,9 @@ def render(
     facts = catalog.offers[offer.offer]
     deadline = deadline_seconds(offer, recipe, facts.usd_per_hour)
     assert offer.usd is not None
+    if backend == "runpod_pod" and client_of(store) is None:  # no front door will renew its keys
+        _require_keys_to_last(offer)
+        deadline = min(deadline, KEYS_SECONDS)
     return LaunchSpec(
         job_id=job_id,
         recipe_name=loaded.name,
@@ -107,6 +111,15 @@ def deadline_seconds(offer: OfferPlan, recipe: Recipe, usd_per_hour: float) -> i
     assert offer.hours is not None
     wanted = max(SHORTEST_DEADLINE_SECONDS, math.ceil(offer.hours.high * MARGIN * HOUR))
     return min(wanted, limit, math.floor(recipe.limits.max_usd / usd_per_hour * HOUR))
+
+
+def _require_keys_to_last(offer: OfferPlan) -> None:
+    assert offer.hours is not None
+    if offer.hours.likely * HOUR > KEYS_SECONDS:
+        got = f"likely {offer.hours.likely:.1f} h, and without the front door its keys last {KEYS_SECONDS // HOUR}"
+        raise Refused(
+            Problem(offer.offer, got, "launch through the front door, which renews them, or plan fewer steps")
+        )
 
 
 def _check_names(job_id: str, backend: BackendName, store: str) -> None:

@@ -16,7 +16,7 @@ from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from scripts.backends.runpod_offers import Candidate, Limits
 from scripts.errors import InputError, Problem, Refused
-from scripts.job_token import client_of
+from scripts.job_token import KEYS_SECONDS, client_of
 
 Json = dict[str, Any]
 NAME_PREFIX = "lorry-"
@@ -159,6 +159,12 @@ def _problems(spec: LaunchSpec, settings: PodSettings, image: str) -> list[Probl
     if spec.store.startswith("s3://") and not has_token and not set(_STORE_KEYS) <= set(settings.secrets):
         want = "LORRY_POD_SECRETS=" + ",".join(f"{name}=name-of-a-runpod-secret" for name in _STORE_KEYS)
         found.append(Problem("store", f"a Pod would have no key for {spec.store}", want))
+    if spec.store.startswith("s3://") and not has_token and spec.deadline_seconds > KEYS_SECONDS:
+        hours = spec.deadline_seconds / 3600
+        want = (
+            "LORRY_PUBLIC_URL and LORRY_TOKEN_SECRET, so that the front door renews its keys, or limits.max_hours: 12"
+        )
+        found.append(Problem("deadline", f"{hours:.1f} h, and keys without a front door last 12", want))
     variables = len(_variables(spec, settings)) + _PLACED_VARIABLES
     if variables > MOST_VARIABLES:
         found.append(

@@ -37,6 +37,22 @@ _PATHS: tuple[tuple[str, str, str, type[Any] | None], ...] = (
     ("get", "/v1/files", "uploaded training sets", None),
     ("get", "/v1/files/{id}", "one uploaded training set", None),
 )
+EXAMPLE_LINK = "https://project.example/storage/v1/object/sign/sets/bicycle-care.jsonl?token=signed"
+_INPUT: Json = {
+    "job_id": "5f0c1d7e-58a5-4a3b-9d5e-0c9a54f1e001",
+    "dataset_url": EXAMPLE_LINK,
+    "hyperparameters": {"base_model": "lorry/smoke", "epochs": 2, "batch_size": 4, "rank": 8, "alpha": 16},
+    "gpu_config": {"type": "H100", "count": 1},
+}
+_EXAMPLES: dict[type[Any], Json] = {
+    RunRequest: {"input": _INPUT, "policy": {"executionTimeout": 43_200_000}},
+    TrainingInput: _INPUT,
+    CreateJob: {
+        "model": "lorry/smoke",
+        "training_file": EXAMPLE_LINK,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},
+    },
+}
 _QUERIES = {
     f"{PREFIX}/runsync": ("wait",),
     f"{PREFIX}/status-sync/{{id}}": ("wait",),
@@ -84,7 +100,8 @@ def _operation(method: str, path: str, summary: str, model: type[Any] | None, sc
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
         reference = {"$ref": f"#/components/schemas/{model.__name__}"}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference}}}
+        content = {"schema": reference, "example": _EXAMPLES[model]}
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     return operation
 
 

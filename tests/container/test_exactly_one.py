@@ -32,7 +32,8 @@ def test_eight_launches_at_once_start_one_container(make_job: MakeJob) -> None:
     job.launch()
     assert str(job.submissions[-1].handle["pid"]) in answers
     assert job.starts() == 1
-    assert [owned.job_id for owned in job.backend.owned() if owned.handle["pid"] == int(answers.pop())] == ["job-1"]
+    pid = int(answers.pop())  # other containers of this machine are other people's
+    assert [owned.job_id for owned in job.backend.owned() if owned.handle["pid"] == pid] == ["job-1"]
     job.kill_container()
     job.wait(job.is_gone)
 

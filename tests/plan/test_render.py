@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ from recipes.catalog import load_catalog
 from recipes.errors import InputError
 from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe, recipe_names, recipe_sha256
-from recipes.preparation import TrainingSetReport
+from recipes.preparation import Span, TrainingSetReport
 from recipes.recipe import BackendName, Recipe
 from recipes.schedule import steps_in
 from scripts.errors import Refused
@@ -124,6 +124,41 @@ def test_rented_machine_ends_a_quarter_after_its_high_estimate(report: TrainingS
     assert spec.deadline_seconds == pytest.approx(1.25 * chosen.hours.high * 3600, abs=2)
     assert spec.quote_usd == chosen.usd.high
     assert spec.cap_usd == pytest.approx(1.25 * chosen.usd.high, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("store", "steps", "deadline"),
+    [
+        ("s3://a-bucket/jobs", 1, 43_200),
+        ("s3://a-bucket/clients/acme/jobs", 1, 45_000),  # its keys are renewed
+        ("s3://a-bucket/jobs", 2, None),
+        ("s3://a-bucket/clients/acme/jobs", 2, 90_000),
+    ],
+)
+def test_a_pod_without_a_front_door_ends_when_its_keys_do(
+    report: TrainingSetReport, store: str, steps: int, deadline: int | None
+) -> None:
+    """10 hours are planned, or twice as many."""
+    loaded = load_recipe("qwen3-next-80b/zero3")
+    value = loaded.recipe.model_dump()
+    value["limits"] |= {"max_hours": 99, "max_usd": 9999.0}
+    recipe = Recipe.model_validate(value)
+    loaded = LoadedRecipe(loaded.name, recipe, recipe_sha256(recipe))
+    plan = make_plan(loaded, report, CATALOG)
+    hours = Span(low=5.0 * steps, likely=8.0 * steps, high=10.0 * steps)
+    offers = tuple(offer.model_copy(update={"hours": hours}) for offer in plan.offers)
+    given: dict[str, Any] = {"job_id": "a-job", "backend": "runpod_pod", "store": store, "commit": None}
+
+    def deadline_of() -> int:
+        return render(loaded, plan.model_copy(update={"offers": offers}), report, CATALOG, **given).deadline_seconds
+
+    if deadline is None:
+        with pytest.raises(
+            Refused, match=r"likely 16.0 h, and without the front door its keys last 12; launch through"
+        ):
+            deadline_of()
+    else:
+        assert deadline_of() == deadline
 
 
 def test_backend_takes_its_own_cheapest_offer(report: TrainingSetReport) -> None:

@@ -91,6 +91,11 @@ def test_the_count_is_always_sent_and_the_command_is_one_string_for_a_shell_lexe
         ({"nodes": 2}, {}, "hardware.nodes: 2 on runpod_pod; 1: a job is one Pod"),
         ({"offer": "local-2"}, {}, "offer: local-2 is no offer of runpod_pod"),
         ({}, {"LORRY_POD_SECRETS": "", "LORRY_TOKEN_SECRET": ""}, "a Pod would have no key for s3://a-bucket"),
+        (
+            {"deadline_seconds": 50_000},
+            {"LORRY_PUBLIC_URL": ""},
+            "13.9 h, and keys without a front door last 12; LORRY_P",
+        ),
         ({}, {"LORRY_POD_SECRETS": ",".join(f"V{n}=s{n}" for n in range(50))}, "variables: 59 of them; at most 50"),
     ],
 )
