@@ -32,6 +32,9 @@ from scripts.store import Store, shown
 Stamp = tuple[int, int]
 "Size and modification time (ns) of a file when it was sent."
 
+SETTLED = "_settled"
+"Folder of marks, one per job for which nothing will ever be due: one listing in the place of a thousand reads."
+
 _RECORDS: dict[str, tuple[str, type[Record]]] = {
     "launch": ("launch.json", LaunchSpec),
     "submission": ("submission.json", Submission),
@@ -65,6 +68,12 @@ class JobFiles:
 def job_ids(store: Store) -> list[str]:
     """The ids of all jobs in the store, sorted."""
     return [name for name in store.folders() if JOB_ID.fullmatch(name)]
+
+
+def open_jobs(store: Store) -> list[str]:
+    """The jobs for which something may be due."""
+    marks = {key.rpartition("/")[2] for key in store.keys(SETTLED)}
+    return [job_id for job_id in job_ids(store) if job_id not in marks]
 
 
 def read_job(store: Store, job_id: str) -> JobFiles:

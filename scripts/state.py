@@ -10,6 +10,7 @@ from typing import Literal
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec, Stage
+from recipes.recipe import BackendName
 from scripts.backends.base import Observation
 from scripts.job_folder import JobFiles
 
@@ -23,6 +24,9 @@ LENIENCY = 1.02
 START_FACTOR = 5
 """So many times the offer's start_minutes (image pull and boot) may pass before a machine's first word. On Runpod that
 is 30 minutes: 20 until the Pod must run, and 10 for which its container asks a silent store again."""
+
+WAITING_IS_FREE: frozenset[BackendName] = frozenset({"runpod_queue"})
+"Here a job costs nothing, and its limits do not run, before a machine has taken it."
 
 DOING: dict[Stage, str] = {
     "fetching": "fetching the training set and the base model",
@@ -167,9 +171,11 @@ def _eta_seconds(files: JobFiles, now: float) -> float | None:
 
 
 def _started_at(files: JobFiles) -> float | None:
-    """When the machine's time began: its own first word, or until then the request for it."""
+    """When the machine's time began: its own first word, or until then the request for it; None before both."""
     if files.container is not None:
         return files.container.started_at
+    if files.submission is not None and files.submission.backend in WAITING_IS_FREE:
+        return None
     asked = files.submission is not None and files.submission.handle
     return files.submission.submitted_at if asked and files.submission else None
 
@@ -182,7 +188,13 @@ def _spent_usd(files: JobFiles, observation: Observation | None, now: float) -> 
     if price is None or files.submission is None or not (files.submission.handle or files.container):
         return None
     container = files.container
+    if files.submission.backend in WAITING_IS_FREE:
+        if container is None:
+            return 0.0
+        asked = container.started_at
+    else:
+        asked = files.submission.submitted_at
     over = container is not None and (container.ended or (observation is not None and observation.phase == "gone"))
-    start = min(files.submission.submitted_at, container.started_at) if container else files.submission.submitted_at
+    start = min(asked, container.started_at) if container else asked
     end = container.updated_at if container and over else now
     return max(0.0, end - start) / 3600 * price

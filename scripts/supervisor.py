@@ -42,9 +42,9 @@ class Timing:
 
 
 def start_child(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, mark: Path
+    command: Sequence[str], environment: Mapping[str, str], log: Path | None, mark: Path
 ) -> subprocess.Popen[bytes]:
-    """Starts `command` in a session of its own, its output in `log`, to be killed when this process dies."""
+    """Starts `command` in a session of its own, to be killed when this process dies. Without a log it prints here."""
     parent = os.getpid()
 
     def die_with_parent() -> None:
@@ -52,10 +52,7 @@ def start_child(
         if os.getppid() != parent:  # it died between fork and prctl
             os._exit(1)
 
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:  # a full disk must not keep the trainer from saying so
-        output = os.open(os.devnull, os.O_WRONLY)
+    output = os.dup(1) if log is None else _opened(log)
     try:
         return subprocess.Popen(
             command,
@@ -148,6 +145,13 @@ def tail(log: Path) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def _opened(log: Path) -> int:
+    try:
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:  # a full disk must not keep the trainer from saying so
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> int | None:

@@ -25,7 +25,7 @@ from scripts.cost import Bill, settle
 from scripts.ears import Ears, End
 from scripts.errors import LorryError
 from scripts.gateway.records import Request, read
-from scripts.job_folder import JobFiles, job_ids, read_job
+from scripts.job_folder import SETTLED, JobFiles, open_jobs, read_job
 from scripts.launch import launch
 from scripts.overstay import overstay
 from scripts.state import JobState, job_state, overdue
@@ -40,8 +40,6 @@ RELAUNCH_SECONDS = 300.0
 "A job recorded this long ago without a machine was left behind, or there was no stock: it is launched again."
 UNASKED_SECONDS = 7200.0
 "A job that got no machine for this long is given up."
-SETTLED = "_settled"
-"Folder of marks, one per job for which nothing will ever be due: one listing in the place of a thousand reads."
 
 OUTCOMES: dict[str, Outcome] = {"completed": "completed", "cancelled": "cancelled"}
 "A state that is not here is a failure to the client."
@@ -115,12 +113,6 @@ def tick(rooms: Iterable[Room], hands: Hands, *, most: int = MOST_JOBS) -> TickR
             tick_job(room, job_id, hands, report)
         report.left += max(0, len(ids) - most)
     return report
-
-
-def open_jobs(store: Store) -> list[str]:
-    """The jobs for which something may be due."""
-    marks = {key.rpartition("/")[2] for key in store.keys(SETTLED)}
-    return [job_id for job_id in job_ids(store) if job_id not in marks]
 
 
 def tick_job(room: Room, job_id: str, hands: Hands, report: TickReport) -> None:

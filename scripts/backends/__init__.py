@@ -11,7 +11,7 @@ from recipes.recipe import BackendName
 from scripts.backends.base import Backend
 from scripts.errors import Problem, Refused
 
-LAUNCHABLE: tuple[BackendName, ...] = ("local", "runpod_pod")
+LAUNCHABLE: tuple[BackendName, ...] = ("local", "runpod_pod", "runpod_queue")
 
 
 def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
@@ -24,6 +24,10 @@ def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
         from scripts.backends.runpod_pod import RunpodPodBackend
 
         return RunpodPodBackend(environment)
+    if name == "runpod_queue":
+        from scripts.backends.runpod_queue import RunpodQueueBackend
+
+        return RunpodQueueBackend(environment)
     launchable = ", ".join(LAUNCHABLE)
     raise Refused(
         Problem(f"backend {name}", "this version plans and renders for it but cannot launch on it", launchable)

@@ -98,6 +98,10 @@ class RunpodApi:
         query = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud}
         return self._rows("/catalog/gpus", "gpus", query)
 
+    def serverless_gpus(self) -> list[Json]:
+        """GPU types with the price of their serverless pool and their stock for workers."""
+        return self._rows("/catalog/gpus", "gpus", {"include": "AVAILABILITY", "product": "SERVERLESS"})
+
     def datacenters(self) -> list[Json]:
         """Datacentres with their volume types and GPU stock."""
         return self._rows("/catalog/datacenters", "dataCenters", {"include": "GPU_AVAILABILITY"})
@@ -111,7 +115,16 @@ class RunpodApi:
 
         Ends when Runpod ends the stream or says nothing for 30 seconds; ask again with the `ts` of the last line.
         """
-        path = f"/pods/{quote(pod_id, safe='')}/logs"
+        return self._log_lines(f"/pods/{quote(pod_id, safe='')}/logs", since, tail)
+
+    def worker_logs(
+        self, endpoint_id: str, worker_id: str, *, since: str | None = None, tail: int = 100
+    ) -> Iterator[Json]:
+        """The same of one worker of a serverless endpoint."""
+        path = f"/serverless/{quote(endpoint_id, safe='')}/workers/{quote(worker_id, safe='')}/logs"
+        return self._log_lines(path, since, tail)
+
+    def _log_lines(self, path: str, since: str | None, tail: int) -> Iterator[Json]:
         query = {"since": since} if since else {"tail": str(tail)}
         where = f"Runpod: GET {path}"
         timeout = httpx.Timeout(_SILENCE_SECONDS, connect=10.0)

@@ -56,8 +56,12 @@ class Account:
     hosted: bool = False
     clock: Clock = field(default_factory=Clock)
     meter: Meter = field(default_factory=Meter)
+    worker_meter: Meter = field(default_factory=Meter)
+    "Workers of serverless endpoints, each as `endpoint/worker`."
     secret_values: dict[str, str] = field(default_factory=dict, repr=False)
     said: dict[str, list[Json]] = field(default_factory=dict)
+    workers: dict[str, Json] = field(default_factory=dict)
+    "Workers of serverless endpoints as their host last saw them, those that are gone as well."
     held: dict[str, dict[str, Json]] = field(default_factory=lambda: {name: {} for name in COLLECTIONS})
 
     def get(self, collection: str, object_id: str) -> Json:
@@ -111,6 +115,13 @@ class Account:
         scripted = self.pod_logs.get(pod["id"], [])
         first = [{"source": "container", "line": line, "ts": pod["createdAt"]} for line in scripted]
         return first + self.said.get(pod["id"], [])
+
+    def worker(self, endpoint: Json, worker_id: str) -> Json:
+        """One worker of an endpoint, also one that is gone. Raises Rejected 404."""
+        found = self.workers.get(worker_id)
+        if found is None or found["endpoint"] != endpoint["id"]:
+            raise Rejected(404, f"worker {worker_id} not found")
+        return found
 
     def add_secret(self, body: Json) -> Json:
         """Keeps a secret, its value out of sight. Raises Rejected 409 for a name that is taken."""

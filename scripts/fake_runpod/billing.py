@@ -1,4 +1,4 @@
-"""What the local Runpod charges for Pods: price per hour x the time they were on, cut into buckets of time.
+"""What the local Runpod charges for Pods and workers: price per hour x the time they were on, in buckets of time.
 
 meter = Meter(); meter.turn_on("pod1", 4.59, now); meter.turn_off("pod1", now + 3600); meter.total("pod1", now + 7200)
 """
@@ -16,6 +16,10 @@ Json = dict[str, Any]
 _HOUR = 3600
 _FIRST_DAYS = 30
 _AMOUNTS = ("totalAmount", "gpuAmount", "cpuAmount", "diskAmount")
+_KINDS = {
+    "pods": ("podId", "uniquePodCount", ()),
+    "serverless": ("serverlessId", "uniqueServerlessCount", ("feeAmount",)),
+}
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Span:
 
 @dataclass
 class Meter:
-    """Spans by Pod id; they outlive the Pod, as a bill does."""
+    """Spans by the id of a Pod, or by `endpoint/worker`; they outlive both, as a bill does."""
 
     spans: dict[str, list[Span]] = field(default_factory=dict)
 
@@ -51,33 +55,41 @@ class Meter:
         return sum(_hours(span, span.start, now) * span.usd_per_hour for span in self.spans.get(pod_id, ()))
 
 
-def pod_bill(meter: Meter, query: dict[str, list[str]], now: float) -> Json:
-    """The answer of GET /v2/billing/pods. Raises ValueError for a time or a bucket that is none."""
+def bill(kind: str, meter: Meter, query: dict[str, list[str]], now: float) -> Json:
+    """The answer of GET /v2/billing/{kind}: by Pod, or by endpoint over all its workers.
+
+    Raises ValueError for a time or a bucket that is none.
+    """
+    name, unique, extra = _KINDS[kind]
     size = query.get("bucketSize", ["day"])[0]
     end = _asked(query, "endTime", now)
     start = _asked(query, "startTime", now - _FIRST_DAYS * 86400)
     if "lastN" in query:
         start = _lasting(size, int(query["lastN"][0]), now)
-    wanted = query.get("podId", [None])[0]
-    pods = [pod_id for pod_id in meter.spans if wanted in (None, pod_id)]
+    wanted = query.get(name, [None])[0]
+    spans: dict[str, list[Span]] = {}
+    for key, some in meter.spans.items():
+        if wanted in (None, key.partition("/")[0]):
+            spans.setdefault(key.partition("/")[0], []).extend(some)
     cut_at = min(end, now)
-    records = [r for low, high in _buckets(size, start, end) for r in _records(meter, pods, low, high, cut_at)]
-    totals = {name: sum(record[name] for record in records) for name in _AMOUNTS}
-    asked = {"startTime": _iso(start), "endTime": _iso(end), "bucketSize": size, "podId": wanted}
-    number = len({record["podId"] for record in records})
-    metadata = {"query": asked, "recordCount": len(records), "uniquePodCount": number, "totals": totals}
+    found = [r for low, high in _buckets(size, start, end) for r in _records(spans, low, high, cut_at)]
+    records = [{name: record.pop("id"), **record, **dict.fromkeys(extra, 0)} for record in found]
+    totals = {amount: sum(record[amount] for record in records) for amount in (*_AMOUNTS, *extra)}
+    asked = {"startTime": _iso(start), "endTime": _iso(end), "bucketSize": size, name: wanted}
+    number = len({record[name] for record in records})
+    metadata = {"query": asked, "recordCount": len(records), unique: number, "totals": totals}
     return {"records": records, "metadata": metadata}
 
 
-def _records(meter: Meter, pods: list[str], low: datetime, high: datetime, cut_at: float) -> Iterator[Json]:
+def _records(spans: dict[str, list[Span]], low: datetime, high: datetime, cut_at: float) -> Iterator[Json]:
     until = min(high.timestamp(), cut_at)
-    for pod_id in pods:
-        parts = [(s, _hours(s, low.timestamp(), until) * s.usd_per_hour) for s in meter.spans[pod_id]]
+    for key, some in spans.items():
+        parts = [(s, _hours(s, low.timestamp(), until) * s.usd_per_hour) for s in some]
         gpu, cpu = sum(usd for s, usd in parts if s.on_gpu), sum(usd for s, usd in parts if not s.on_gpu)
         if gpu + cpu > 0:
             span = {"startTime": _iso(low.timestamp()), "endTime": _iso(high.timestamp())}
             amounts = {"totalAmount": gpu + cpu, "gpuAmount": gpu, "cpuAmount": cpu, "diskAmount": 0}
-            yield {"podId": pod_id, **span, **amounts}
+            yield {"id": key, **span, **amounts}
 
 
 def _hours(span: Span, low: float, high: float) -> float:

@@ -21,6 +21,14 @@ _GPUS = [
     ("NVIDIA L40S", "L40S", "ADA_48_PRO", 48, 0.99, 0.79),
 ]
 _BOTH = ["STANDARD", "HIGH_PERFORMANCE"]
+# Serverless, flex: USD per GPU-hour by pool
+_SERVERLESS = {
+    "ADA_80_PRO": 4.176,
+    "HOPPER_141": 5.58,
+    "BLACKWELL_180": 8.64,
+    "AMPERE_80": 2.736,
+    "ADA_48_PRO": 1.908,
+}
 # id, region, network volume types
 _DATACENTERS = [
     ("US-KS-2", "NORTH_AMERICA", _BOTH),
@@ -52,7 +60,8 @@ _LEVELS = [_NO_STOCK, "LOW", "MEDIUM", "HIGH"]
 class Catalog:
     """Stock by datacentre and GPU id, levels NONE, LOW, MEDIUM, HIGH; what is absent is NONE.
 
-    `prices`: Secure USD per GPU-hour in the place of the usual ones. `surcharge`: what is charged over what is shown.
+    `prices`: USD per GPU-hour in the place of the usual ones: Secure by GPU id, serverless by pool. `surcharge`: what
+    is charged over what is shown.
     """
 
     prices: dict[str, float] = field(default_factory=dict)
@@ -95,7 +104,11 @@ class Catalog:
             "memory": memory,
             "secure": True,
             "community": community > 0,
-            "price": {"secure": self.prices.get(gpu_id, secure), "community": community},
+            "price": {
+                "secure": self.prices.get(gpu_id, secure),
+                "community": community,
+                "serverless": self.prices.get(pool, _SERVERLESS[pool]),
+            },
             "maxCount": {"secure": 8, "community": 8 if community else 0},
         }
         if with_stock:

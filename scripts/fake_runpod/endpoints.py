@@ -52,10 +52,14 @@ def change_endpoint(account: Account, endpoint: Json, body: Json) -> Json:
     return endpoint
 
 
-def workers(endpoint: Json) -> Json:
-    """GET /v2/serverless/{id}/workers of an endpoint that stands at zero."""
-    states = ("running", "idle", "initializing", "throttled", "unhealthy", "total")
-    return {"workers": [], "summary": dict.fromkeys(states, 0), "endpointVersion": 1}
+def workers(account: Account, endpoint: Json) -> Json:
+    """GET /v2/serverless/{id}/workers."""
+    rows = [row for row in account.workers.values() if row["endpoint"] == endpoint["id"] and not row["gone"]]
+    found = [row["status"].lower() for row in rows]
+    states = ("running", "idle", "initializing", "throttled", "unhealthy")
+    summary = {status: found.count(status) for status in states} | {"total": len(found)}
+    shown = [{key: row[key] for key in ("id", "status", "gpuCount", "isStale", "startedAt")} for row in rows]
+    return {"workers": shown, "summary": summary, "endpointVersion": 1}
 
 
 def _from_template(account: Account, body: Json) -> Json:

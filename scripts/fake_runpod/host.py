@@ -38,6 +38,30 @@ class Mishap:
     times: int = 1
 
 
+def mishap_for(mishaps: list[Mishap], name: str) -> Mishap | None:
+    """The mishap that is due for a machine of this name, used up by one."""
+    due = next((m for m in mishaps if m.times > 0 and re.search(m.name, name)), None)
+    if due is not None:
+        due.times -= 1
+    return due
+
+
+def filled_in(account: Account, variables: Json, mounts: dict[str, str], folder: Path) -> dict[str, str]:
+    """The variables of a container: secrets in the place of references, folders below `folder` in that of volumes.
+
+    mounts: volume id -> path. A secret that does not exist leaves its reference as it stands, as on the platform.
+    """
+    given = {
+        name: _SECRET.sub(lambda found: account.secret_values.get(found[1], found[0]), value)
+        for name, value in variables.items()
+    }
+    for volume_id, path in mounts.items():
+        volume = folder / "volumes" / volume_id
+        volume.mkdir(parents=True, exist_ok=True)
+        given = {k: re.sub(rf"^{re.escape(path)}(?=/|$)", str(volume), v) for k, v in given.items()}
+    return given
+
+
 @dataclass
 class Machine:
     """What one Pod runs on."""
@@ -93,9 +117,7 @@ class Host:
             running.end(at_once=True)
 
     def _take(self, pod: Json, account: Account) -> Machine:
-        due = next((m for m in self.mishaps if m.times > 0 and re.search(m.name, pod["name"])), None)
-        if due is not None:
-            due.times -= 1
+        due = mishap_for(self.mishaps, pod["name"])
         pod["life"] = ["PROVISIONING"]
         return Machine(pod, f"pod-{secrets.token_hex(16)}", "PROVISIONING", seconds_of(pod["createdAt"]), due)
 
@@ -160,21 +182,15 @@ class Host:
             self._move(account, machine, "RUNNING")
 
     def _environment(self, account: Account, machine: Machine) -> dict[str, str]:
-        """What the platform puts into a container; a secret that does not exist leaves its reference as it stands."""
+        """What the platform puts into a container."""
         pod = machine.pod
         gpus = str((pod.get("gpu") or {}).get("count", 0))
         own = {"RUNPOD_POD_ID": pod["id"], "RUNPOD_DC_ID": pod["dataCenterId"], "RUNPOD_GPU_COUNT": gpus}
         own |= {"RUNPOD_API_KEY": machine.key, "RUNPOD_API_BASE_URL": self.url, "RUNPOD_POD_HOSTNAME": pod["id"]}
-        given = {
-            name: _SECRET.sub(lambda found: account.secret_values.get(found[1], found[0]), value)
-            for name, value in pod["env"].items()
-        }
-        for mount in pod["mounts"].get("network", []):  # a folder of this machine stands for the volume
-            volume = self.folder / "volumes" / mount["volumeId"]
-            volume.mkdir(parents=True, exist_ok=True)
-            own["RUNPOD_VOLUME_ID"] = mount["volumeId"]
-            given = {k: re.sub(rf"^{re.escape(mount['path'])}(?=/|$)", str(volume), v) for k, v in given.items()}
-        return {**given, **own}
+        mounts = {mount["volumeId"]: mount["path"] for mount in pod["mounts"].get("network", [])}
+        if mounts:
+            own["RUNPOD_VOLUME_ID"] = next(iter(mounts))
+        return {**filled_in(account, pod["env"], mounts, self.folder), **own}
 
     def _listen(self, account: Account, machine: Machine) -> None:
         for line in machine.running.lines() if machine.running else ():

@@ -7,7 +7,7 @@ from typing import Any
 from scripts.fake_runpod import account as rules
 from scripts.fake_runpod import endpoints, pods
 from scripts.fake_runpod.account import COLLECTIONS, Account, Rejected
-from scripts.fake_runpod.billing import pod_bill
+from scripts.fake_runpod.billing import bill
 
 Json = dict[str, Any]
 
@@ -24,8 +24,8 @@ def answer(
     parts = path.removeprefix("/v2/").split("/")
     if parts[0] == "catalog":
         return 200, _catalog(account, parts[1:], "include" in query)
-    if parts == ["billing", "pods"]:
-        return 200, _bill(account, query)
+    if parts[0] == "billing" and parts[1:] in (["pods"], ["serverless"]):
+        return 200, _bill(account, parts[1], query)
     if parts[0] in ("account", "registries") and parts[1:2] in (["secrets"], ["delegations"]):
         parts = parts[1:]
     collection = parts[0]
@@ -37,9 +37,10 @@ def answer(
         rows = [_show(account, collection, item) for item in account.held[collection].values()]
         return 200, _page(account, COLLECTIONS[collection], rows, query)
     item = account.get(collection, parts[1])
+    if parts[-1] == "logs":  # of a Pod, or of a worker of an endpoint
+        item = item if len(parts) == 3 else account.worker(item, parts[3])
+        return 200, pods.log_events(account, item, query, last_event_id)
     if len(parts) == 3:
-        if parts[2] == "logs":
-            return 200, pods.log_events(account, item, query, last_event_id)
         return _below(account, item, parts[2], body)
     if method == "DELETE":
         account.delete(collection, parts[1])
@@ -49,9 +50,10 @@ def answer(
     return 200, _show(account, collection, item)
 
 
-def _bill(account: Account, query: dict[str, list[str]]) -> Json:
+def _bill(account: Account, kind: str, query: dict[str, list[str]]) -> Json:
+    meter = account.meter if kind == "pods" else account.worker_meter
     try:
-        return pod_bill(account.meter, query, account.clock.now())
+        return bill(kind, meter, query, account.clock.now())
     except ValueError as error:
         raise Rejected(400, str(error)) from None
 
@@ -99,7 +101,7 @@ def _show(account: Account, collection: str, item: Json) -> Json:
 
 def _below(account: Account, item: Json, part: str, body: Json) -> tuple[int, Any]:
     if part == "workers":
-        return 200, endpoints.workers(item)
+        return 200, endpoints.workers(account, item)
     if part == "action":
         shown = pods.act_on_pod(account, item, body["action"])
         return (204, None) if shown is None else (200, shown)

@@ -2,7 +2,8 @@
 
 with serve(key="local") as runpod: ...   # runpod.url, .account, .faults, .log, .drift
 
-With a host, Pods run: `serve(key, host=Host(folder, ProcessRunner()))`. Without one they only change their status.
+With a host, Pods and serverless workers run: `serve(key, host=Host(folder, ProcessRunner()))`. Without one Pods only
+change their status, and a queue hands its jobs to the workers that a test brings.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +25,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from scripts.fake_runpod.account import Account, Rejected
 from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.contract import Contract, problem
+from scripts.fake_runpod.fleet import Fleet
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.operations import answer
+from scripts.fake_runpod.queue import Queue
+from scripts.fake_runpod.queue_routes import Asked, QueueRoutes, asked_of
 
 Json = dict[str, Any]
 _MAX_BODY_BYTES = 20_000_000
@@ -70,6 +75,7 @@ class LocalRunpod:
     key: str
     contract: Contract
     account: Account
+    fleet: Fleet
     faults: list[Fault] = field(default_factory=list)
     log: list[tuple[str, str, str]] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
@@ -78,10 +84,15 @@ class LocalRunpod:
     "Whether the key that a Pod gets may end that Pod."
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self.changed = threading.Condition(self.lock)
+        "Of the queues: whoever waits for a job, a stop or a result."
+
     def reset(self) -> None:
         """Forget everything but the address and the key."""
         old = self.account
         self.account = Account(queue_base=old.queue_base, pod_life=_first_life(self.host), hosted=old.hosted)
+        self.fleet = _fleet(self.host, self.account.clock, self.url)
         for kept in (self.faults, self.log, self.drift):
             kept.clear()
 
@@ -90,6 +101,8 @@ class LocalRunpod:
         with self.lock:
             if self.host is not None:
                 self.host.advance(self.account)
+                self.fleet.advance(self.account)
+                self.changed.notify_all()
 
     def may(self, key: str, method: str, path: str, body: Any) -> int:
         """200 when this key may do this, else the status of the refusal."""
@@ -125,7 +138,7 @@ def serve(
     url = f"http://127.0.0.1:{server.server_port}/v2"
     clock = clock or Clock()
     account = Account(queue_base=url, pod_life=_first_life(host), hosted=host is not None, clock=clock)
-    local = LocalRunpod(url, key, Contract.load(openapi), account, host=host)
+    local = LocalRunpod(url, key, Contract.load(openapi), account, _fleet(host, clock, url), host=host)
     server.runpod = local  # type: ignore[attr-defined]
     ended = threading.Event()
     threads = [threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)]
@@ -150,6 +163,12 @@ def _keep(local: LocalRunpod, host: Host, ended: threading.Event) -> None:
     while not ended.wait(_TICK_SECONDS):
         local.advance()
     host.close()
+    local.fleet.close()
+
+
+def _fleet(host: Host | None, clock: Clock, url: str) -> Fleet:
+    """Workers run where Pods run, and find the same volumes."""
+    return Fleet(host.folder if host else Path(), host.runner if host else None, Queue(clock), url)
 
 
 def _first_life(host: Host | None) -> tuple[str, ...]:
@@ -168,13 +187,20 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(length)
         with local.lock:
             local.log.append((self.command, path, raw.decode("utf-8", "replace")))
+            asked = asked_of(local.account.held["serverless"], self.command, path, **self._about(split.query, raw))
             fault = local.take_fault(self.command, path)
             if fault is None or (fault.status == 0 if fault.carried_out is None else fault.carried_out):
                 try:
-                    status, reply = self._perform(local, path, parse_qs(split.query), raw)
+                    if asked is not None:
+                        status, reply = QueueRoutes(local.fleet, local.changed, local.key).answer(asked)
+                    else:
+                        status, reply = self._perform(local, path, parse_qs(split.query), raw)
                 except Rejected as refused:
                     self._refuse(refused.status, refused.detail)
                     return
+        if fault is None and asked is not None:
+            self._send_queue(local, asked, status, reply)
+            return
         if fault is None:
             self._send(status, reply)
             return
@@ -203,6 +229,27 @@ class _Handler(BaseHTTPRequestHandler):
         if reply is not None and not isinstance(reply, list):
             local.drift += [f"{self.command} {route.template}: {f}" for f in route.answer_errors(status, reply)]
         return status, reply
+
+    def _about(self, query: str, raw: bytes) -> dict[str, Any]:
+        authorization = self.headers.get("authorization", "")
+        return {"query": parse_qs(query), "raw": raw, "authorization": authorization, "is_gone": self._has_hung_up}
+
+    def _has_hung_up(self) -> bool:
+        """Whether the other side is dead: a killed worker leaves its question open."""
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _send_queue(self, local: LocalRunpod, asked: Asked, status: int, reply: Any) -> None:
+        try:
+            self._write(status, b"" if reply is None else json.dumps(reply).encode(), "application/json")
+        except OSError:
+            self.close_connection = True
+            with local.lock:
+                QueueRoutes(local.fleet, local.changed, local.key).unsent(asked, reply)
 
     def _refuse(self, status: int, detail: str, headers: Mapping[str, str] = {}) -> None:
         body = problem(status, _TITLES.get(status, "Error"), detail)

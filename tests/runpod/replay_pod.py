@@ -1,4 +1,4 @@
-"""What `scripts.container` does in a Pod, with the replay trainer and short timings.
+"""What `scripts.container` does in a Pod or under a queue worker, with the replay trainer and short timings.
 
 python -m tests.runpod.replay_pod --store URL --job ID --work DIR
 """
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.container import machine_here, run_container
+from scripts.machine import nothing
 from scripts.pod_end import end_of_pod, run_in_pod
 from scripts.supervisor import Timing
 from tests.container.replay_container import prove, train
@@ -20,11 +21,10 @@ from tests.container.replay_container import prove, train
 def main() -> int:
     words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     end = end_of_pod(os.environ, words["--job"])
-    assert end is not None
     (Path("environment.json")).write_text(json.dumps(dict(os.environ)))
 
     def run() -> int:
-        machine = machine_here(words["--store"], words["--job"], Path(words["--work"]), end)
+        machine = machine_here(words["--store"], words["--job"], Path(words["--work"]), end or nothing)
         script = machine.store.read(f"{machine.job_id}/replay.json")
         assert script is not None
         machine.work.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def main() -> int:
         busy = told.get("gpus_busy")
         return run_container(replace(machine, timing=timing, train=train, prove=prove, gpus_busy=lambda: busy))
 
-    return run_in_pod(run, end, os.environ)
+    return run_in_pod(run, end, os.environ) if end else run()
 
 
 if __name__ == "__main__":
