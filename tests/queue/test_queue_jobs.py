@@ -99,7 +99,7 @@ def test_a_cancel_on_the_queue_alone_kills_even_a_deaf_training_and_leaves_a_rea
 
 
 def test_a_worker_killed_with_9_loses_no_more_than_a_checkpoint(make_room: MakeRoom) -> None:
-    room = make_room(steps=30, step_seconds=0.1)
+    room = make_room(faults={"1": ["hang", 7]}, timing={"no_progress": 300.0})
     handle = room.launch().handle
     room.reach(7)
     worker = next(iter(room.queue.runpod.fleet.workers.values()))
@@ -115,9 +115,11 @@ def test_a_worker_killed_with_9_loses_no_more_than_a_checkpoint(make_room: MakeR
 
 
 def test_a_worker_that_vanishes_is_followed_by_one_elsewhere(make_room: MakeRoom) -> None:
-    room = make_room(steps=30, step_seconds=0.1)
-    room.queue.runpod.fleet.mishaps.append(Mishap("vanish", after_seconds=2.5))
+    room = make_room(faults={"1": ["hang", 7]}, timing={"no_progress": 300.0})
     handle = room.launch().handle
+    room.reach(7)
+    with room.queue.runpod.lock:
+        next(iter(room.queue.runpod.fleet.workers.values())).mishap = Mishap("vanish")
     assert room.queue.wait(handle["queue"], "COMPLETED", "FAILED")["status"] == "COMPLETED"
     assert room.trainings() == 2
 
