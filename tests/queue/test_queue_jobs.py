@@ -57,6 +57,7 @@ def test_a_launched_job_trains_on_a_worker_and_comes_home(make_room: MakeRoom) -
     assert len(sent) == 1
 
 
+@pytest.mark.slow
 def test_progress_is_told_while_it_runs_and_is_never_the_last_word(make_room: MakeRoom) -> None:
     room = make_room(steps=60, step_seconds=0.05)
     handle = room.launch().handle
@@ -73,6 +74,7 @@ def test_progress_is_told_while_it_runs_and_is_never_the_last_word(make_room: Ma
     assert '"status": "IN_PROGRESS"' not in posts[-1]
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_container_with_all_its_processes(make_room: MakeRoom) -> None:
     room = make_room(steps=5000)
     handle = room.launch().handle
@@ -88,6 +90,7 @@ def test_a_stop_ends_the_container_with_all_its_processes(make_room: MakeRoom) -
     room.backend().stop(handle)
 
 
+@pytest.mark.slow
 def test_a_cancel_on_the_queue_alone_kills_even_a_deaf_training_and_leaves_a_reason(make_room: MakeRoom) -> None:
     room = make_room(steps=5000, faults={"1": ["deaf", 4]}, timing={"grace": 1.0})
     handle = room.launch().handle
@@ -98,6 +101,7 @@ def test_a_cancel_on_the_queue_alone_kills_even_a_deaf_training_and_leaves_a_rea
     assert "the queue ended it" in room.files().container.sentence  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_worker_killed_with_9_loses_no_more_than_a_checkpoint(make_room: MakeRoom) -> None:
     room = make_room(faults={"1": ["hang", 7]}, timing={"no_progress": 300.0})
     handle = room.launch().handle
@@ -114,6 +118,7 @@ def test_a_worker_killed_with_9_loses_no_more_than_a_checkpoint(make_room: MakeR
     assert room.queue.runpod.fleet.queue.jobs[handle["queue"]].deliveries == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_vanishes_is_followed_by_one_elsewhere(make_room: MakeRoom) -> None:
     room = make_room(faults={"1": ["hang", 7]}, timing={"no_progress": 300.0})
     handle = room.launch().handle
@@ -124,6 +129,7 @@ def test_a_worker_that_vanishes_is_followed_by_one_elsewhere(make_room: MakeRoom
     assert room.trainings() == 2
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_failed_on_the_queue_with_our_sentence(make_room: MakeRoom) -> None:
     room = make_room(faults={"1": ["out_of_memory", 2]})
     handle = room.launch().handle
@@ -134,6 +140,7 @@ def test_a_failed_training_is_failed_on_the_queue_with_our_sentence(make_room: M
     assert job_state(room.files(), None, time.time()).state == "failed"
 
 
+@pytest.mark.slow
 def test_a_lost_answer_makes_no_second_training(make_room: MakeRoom) -> None:
     room = make_room()
     room.queue.runpod.faults.append(Fault("POST", "/run$", 0))
@@ -148,6 +155,7 @@ def test_a_lost_answer_makes_no_second_training(make_room: MakeRoom) -> None:
     assert all(output["superseded"] for output in others)
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_idleness_put_to_sleep_is_woken(make_room: MakeRoom) -> None:
     room = make_room()
     room.queue.set(workers={"max": 0})
@@ -165,6 +173,7 @@ def test_a_price_above_the_quote_is_refused_before_anything_is_asked(make_room: 
     assert room.queue.runpod.fleet.queue.jobs == {}
 
 
+@pytest.mark.slow
 def test_what_the_platform_has_forgotten_the_job_folder_still_knows(make_room: MakeRoom) -> None:
     room = make_room()
     handle = room.launch().handle
