@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 LOCKED := $(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | tr -d ' ')
 STAMP := $(VENV)/.installed-$(LOCKED)
 
-.PHONY: demo demo-runpod test test-slow bench lock clean
+.PHONY: demo demo-runpod live-smoke test test-slow bench lock clean
 
 demo: $(STAMP)  ## trains the smoke recipe on the example training set, to a verified adapter
 	$(BIN)/lorry run smoke/zero3 --training-set examples/bicycle-care.jsonl
 
 demo-runpod: $(STAMP)  ## the web app's way on a local Runpod: submit by HTTP, train in a Pod, download, bill, no Pod left
 	$(BIN)/python examples/demo_runpod.py
+
+live-smoke: $(STAMP)  ## one real Pod, for less than a dollar: shows the quote, and spends only with LORRY_LIVE_SMOKE=yes
+	$(BIN)/python -m scripts.live_smoke
 
 test: $(STAMP)  ## lint, types and the tests that are quick
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -34,11 +37,18 @@ $(STAMP): requirements.lock pyproject.toml
 	rm -f $(VENV)/.installed-*
 	touch $(STAMP)
 
-lock:  ## resolves the pins of pyproject.toml afresh into requirements.lock
+# What the images install is for Linux with CUDA, whatever this machine is.
+RESOLVE := build/lock/bin/uv pip compile --quiet --no-annotate --no-header --no-build-isolation --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --constraint requirements.lock
+
+lock:  ## resolves the pins of pyproject.toml afresh: requirements.lock, and the locks of the images
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet torch==2.13.0
 	build/lock/bin/pip install --quiet --editable '.[train,gateway,runpod,terraform,test]'
 	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	build/lock/bin/pip install --quiet uv==0.13.9
+	$(RESOLVE) --extra train --extra runpod pyproject.toml infra/image/kernels.in -o infra/image/trainer.lock
+	$(RESOLVE) --extra gateway pyproject.toml -o infra/image/gateway.lock
 
 clean:
 	rm -rf $(VENV) build jobs .pytest_cache .mypy_cache .ruff_cache

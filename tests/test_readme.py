@@ -16,14 +16,15 @@ README = ROOT / "README.md"
 ROOMS = ("recipes", "scripts", "trainer", "benchmarks")
 # What is no Python file of a room is named by its folder or by its own path.
 PLACES = {
-    "infra/": "Terraform for Runpod and AWS: modules, and the roots that compose them",
+    "infra/": "Terraform for Runpod and AWS, and the images: infra/image/Dockerfile",
     "examples/": "training sets to try, in the forms the web app writes, and the client of `make demo-runpod`",
     "clients/web/": "a typed client for the web app, without dependencies",
     "docs/web-app.md": "how a web app uses the front door",
+    "docs/surprises.md": "what providers and libraries did against expectation",
     "docs/decisions/": "why it is built this way, a page each",
     "tests/": "what is claimed, shown: one folder per room",
     ".ci/run": "what continuous integration runs",
-    "Makefile": "demo, demo-runpod, test, test-slow, bench",
+    "Makefile": "demo, demo-runpod, live-smoke, test, test-slow, bench",
     "pyproject.toml": "packages, pins and settings of the tools",
     "requirements.lock": "every version, resolved",
     ".gitignore": "what is made, not kept",

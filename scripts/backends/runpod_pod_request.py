@@ -23,6 +23,8 @@ NAME_PREFIX = "lorry-"
 MOST_VARIABLES = 50
 _PLACED_VARIABLES = 4  # deadline, token, and where boto3 fetches keys with it
 MOUNT = "/workspace"
+CUDA = "13.0"
+"What torch in the trainer's image is built for; the driver of an older host cannot run it. infra/image/trainer.lock."
 _OS_DISK_GB = 20
 _DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _VARIABLE = re.compile(r"(?!RUNPOD_|LORRY_(?:STORE|JOB|DEADLINE)$)[A-Z][A-Z0-9_]{1,80}")
@@ -86,7 +88,7 @@ def pod_request(spec: LaunchSpec, settings: PodSettings) -> Json:
         "args": shlex.join(_command(spec)),
         "cloud": "SECURE",
         # Without the count the scheduler finds no machine.
-        "gpu": {"id": offer.provider_type, "count": spec.gpus},
+        "gpu": {"id": offer.provider_type, "count": spec.gpus, "minCudaVersion": CUDA},
         "disk": disk_gb(spec),
         "env": _variables(spec, settings),
         "ports": [],

@@ -11,7 +11,7 @@ import pytest
 
 from recipes.catalog import load_catalog
 from scripts.backends.runpod_offers import Candidate, Limits, choose
-from scripts.backends.runpod_pod_request import PodSettings, disk_gb, placed, pod_request, read_pod_settings
+from scripts.backends.runpod_pod_request import CUDA, PodSettings, disk_gb, placed, pod_request, read_pod_settings
 from scripts.errors import InputError, ProviderError, Refused
 from scripts.fake_runpod.catalog import Catalog
 from scripts.fake_runpod.contract import Contract
@@ -73,7 +73,7 @@ def test_no_secret_is_in_the_request_and_the_platform_fills_in_references() -> N
 
 def test_the_count_is_always_sent_and_the_command_is_one_string_for_a_shell_lexer() -> None:
     made = body(store="s3://bucket/with space/jobs")
-    assert made["gpu"] == {"id": "NVIDIA A100 80GB PCIe", "count": 1}
+    assert made["gpu"] == {"id": "NVIDIA A100 80GB PCIe", "count": 1, "minCudaVersion": CUDA}
     assert made["args"] == (
         "python -m scripts.container --store 's3://bucket/with space/jobs' --job job-1 --work jobs/job-1"
     )
