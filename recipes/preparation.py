@@ -53,6 +53,8 @@ class TrainingSetReport(Record):
     valid_examples: int
     train_sha256: str
     valid_sha256: str
+    thoughts: int = 0
+    "Examples with a trained answer that begins with a thought, <think>...</think>."
     tokens: TokenCounts
     notes: tuple[str, ...] = ()
     "Sentences a person should read."

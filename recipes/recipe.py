@@ -63,6 +63,9 @@ class Data(Strict):
     "The longest example in tokens. Nothing is ever truncated."
     too_long: Literal["refuse", "skip"] = "refuse"
     "What happens to an example over max_tokens: refuse the set, or leave that example out and count it."
+    reasoning: Literal["require", "empty_think"] = "require"
+    """For a base model that thinks before it answers. require: a set without thoughts is refused. empty_think: it is
+    trained with the empty thought that the template writes, so that the adapter answers at once."""
 
 
 class Training(Strict):

@@ -12,12 +12,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from recipes.catalog import load_catalog
 from recipes.chat import marked, tokenise
 from recipes.preparation import TrainingSetReport
-from recipes.recipe import Data
+from recipes.recipe import Data, Recipe
 from scripts.tokenizer import ChatTokenizer
 from scripts.training_set import prepare
 from scripts.training_set.notes import counted, named_lines
+from scripts.training_set.reasoning import require_reasoning
 
 Pieces = list[tuple[str, bool]]
 "The conversation as (text, is trained)."
@@ -31,6 +33,7 @@ def check(
     seed: int,
     tokenizer: ChatTokenizer | None,
     *,
+    recipe: Recipe | None = None,
     out: Path | None = None,
     preview: bool = False,
     as_json: bool = False,
@@ -39,10 +42,12 @@ def check(
     """The report on `source` as text for a person, or as JSON.
 
     The canonical files go to `out`, or nowhere when it is None. `preview` adds one example with the trained part
-    marked, [[so]], or in green with `colour`. Raises InputError when the set cannot be used.
+    marked, [[so]], or in green with `colour`. Raises InputError when the set cannot be used, or not for this `recipe`.
     """
     with nullcontext(out) if out else tempfile.TemporaryDirectory(prefix="lorry-check-") as folder:
         report = prepare(source, Path(folder), data, seed, tokenizer)
+        if recipe:
+            require_reasoning(report, recipe, load_catalog().models[recipe.base.id])
         pieces = _preview(Path(folder) / "train.jsonl", tokenizer) if preview else []
     if as_json:
         shown = [{"text": text, "trained": trained} for text, trained in pieces]

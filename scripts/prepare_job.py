@@ -83,10 +83,13 @@ def check_set(loaded: LoadedRecipe, training_set: Path, settings: Settings, fold
     """The training set in canonical form in `folder`, counted with the recipe's tokenizer where that is at hand."""
     from scripts.tokenizer import find_tokenizer  # jinja2 and tokenizers take a tenth of a second
     from scripts.training_set import prepare
+    from scripts.training_set.reasoning import require_reasoning
 
     recipe = loaded.recipe
     tokenizer = find_tokenizer(recipe.base.id, settings.tokenizers)
-    return prepare(training_set, folder, recipe.data, recipe.training.seed, tokenizer)
+    report = prepare(training_set, folder, recipe.data, recipe.training.seed, tokenizer)
+    require_reasoning(report, recipe, load_catalog().models[recipe.base.id])
+    return report
 
 
 def new_job_id(recipe: str, now: float, token: str) -> str:

@@ -45,6 +45,7 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> int:
         data,
         seed,
         tokenizer,
+        recipe=recipe,
         out=arguments.out,
         preview=arguments.preview,
         as_json=arguments.json,

@@ -34,6 +34,7 @@ from scripts.launch import launch
 from scripts.plan import make_plan
 from scripts.render import render
 from scripts.training_set import prepare
+from scripts.training_set.reasoning import require_reasoning
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -201,6 +202,7 @@ def _checked_set(door: Door, room: Room, asked: Asked, loaded: LoadedRecipe, fol
     else:
         fetch(asked.dataset_url or "", source, door.fetcher)
     report = prepare(source, folder, recipe.data, recipe.training.seed, door.tokenizer(recipe.base.id))
+    require_reasoning(report, recipe, load_catalog().models[recipe.base.id])
     source.unlink()
     return report
 

@@ -43,7 +43,7 @@ def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: C
         offers=offers,
         chosen=chosen.offer if chosen else None,
         prices_of=min(offer.date for offer in catalog.offers.values()).isoformat(),
-        notes=notes_of(recipe, model, work, parameters, chosen, catalog),
+        notes=notes_of(recipe, model, work, parameters, chosen, catalog, report),
     )
 
 

@@ -136,7 +136,9 @@ def _state_terms(trained: tuple[Matrix, ...], rank: int, storage: Storage) -> tu
         )
     ]
     reduced = f"{number(storage.bucket_values)} values x {storage.value_bytes} bytes, allocated whole"
-    return (*terms, Term("reduction buffer", bucket, reduced))
+    linear = sum(matrix.lora(rank) for matrix in trained if not matrix.is_expert) * storage.copy_bytes
+    copied = f"{number(linear)} bytes of the linears' LoRA in the values' precision"
+    return (*terms, Term("adapter copy", linear, copied), Term("reduction buffer", bucket, reduced))
 
 
 def _checkpoints(shape: Shape, storage: Storage, tokens: int) -> Term:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from recipes.catalog import BaseModelFacts, Catalog
-from recipes.preparation import OfferPlan
+from recipes.preparation import OfferPlan, TrainingSetReport
 from recipes.recipe import Recipe
 from scripts.plan.workload import NOMINAL_CONVERSATIONS, Workload
 
 HIGH_RATE = 1e-3
 FEW_STEPS = 10
+ENOUGH_THOUGHTS = 0.75
+"Share of examples with thoughts that keeps a model thinking, as Unsloth advises."
 SLOW_BUS_GB_PER_SECOND = 100
 
 
@@ -19,11 +21,12 @@ def notes_of(
     parameters: int,
     chosen: OfferPlan | None,
     catalog: Catalog,
+    report: TrainingSetReport | None,
 ) -> tuple[str, ...]:
     """The notes of a plan, the most consequential first."""
     return (
         *_about_the_set(work),
-        *_about_the_settings(recipe, model, work, parameters),
+        *_about_the_settings(recipe, model, parameters, report),
         *(_about_the_choice(recipe, chosen, catalog) if chosen else ("No offer can take this run.",)),
     )
 
@@ -47,7 +50,9 @@ def _about_the_set(work: Workload) -> list[str]:
     return notes
 
 
-def _about_the_settings(recipe: Recipe, model: BaseModelFacts, work: Workload, parameters: int) -> list[str]:
+def _about_the_settings(
+    recipe: Recipe, model: BaseModelFacts, parameters: int, report: TrainingSetReport | None
+) -> list[str]:
     notes = []
     train, adapter = recipe.training, recipe.adapter
     if train.learning_rate >= HIGH_RATE and model.staged:
@@ -68,13 +73,25 @@ def _about_the_settings(recipe: Recipe, model: BaseModelFacts, work: Workload, p
             f"{parameters * 4 / 1e9:.1f} GB, and needs far more examples than attention does."
         )
     if model.thinking:
+        notes.append(_about_thinking(recipe, report))
+    if recipe.hardware.quantize:
         notes.append(
-            "The chat template of this model opens a thought before each answer: train it on examples that hold "
-            "reasoning, or it unlearns it."
+            f"It reads the model as staged in {recipe.hardware.quantize}: `lorry stage {recipe.base.id} --quantize "
+            f"{recipe.hardware.quantize}`, once."
         )
-    if recipe.hardware.engine == "replica":
-        notes.append("The trainer has no replica engine: this plan is for comparison, a launch would end at its start.")
     return notes
+
+
+def _about_thinking(recipe: Recipe, report: TrainingSetReport | None) -> str:
+    if recipe.data.reasoning == "empty_think":
+        return "The recipe trains this model, which thinks before it answers, to answer at once (data.reasoning)."
+    if report is None:
+        return "This model thinks before it answers: a training set without a thought will be refused (data.reasoning)."
+    examples = report.train_examples + report.valid_examples
+    return (
+        f"This model thinks before it answers, and {report.thoughts} of {examples} examples hold a thought: below "
+        f"{ENOUGH_THOUGHTS:.0%} it unlearns to think."
+    )
 
 
 def _about_the_choice(recipe: Recipe, chosen: OfferPlan, catalog: Catalog) -> list[str]:

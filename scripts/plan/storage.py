@@ -51,6 +51,8 @@ class Storage:
     "Ways in which all other weights are split without gathering (tensor parallelism)."
     bucket_values: int = 0
     "Of the buffer in which gradients are reduced."
+    copy_bytes: float = 0
+    "Of a working copy of each LoRA value of a linear layer, in the values' precision, beside its fp32 master."
     rows_per_chunk: int = 1024
     "Supervised positions whose logits the cross-entropy holds at a time."
     logit_bytes: int = 6
@@ -73,8 +75,9 @@ def storage_of(recipe: Recipe, ranks: int, gpu: Gpu) -> Storage:
     """What our engines keep.
 
     zero3: adapter and gradients as the weights, fp32 gradients for the step, fp32 masters and Adam moments; all
-    partitioned. replica: the whole model on each GPU; fp32 adapter, gradients and Adam moments. Both compute the
-    experts by our own function; on a CPU it takes them one at a time.
+    partitioned. replica: the whole model on each GPU; fp32 adapter, gradients and Adam moments, and a copy of the
+    linears' LoRA in bf16; gradients are summed over the GPUs in place. Both compute the experts by our own function;
+    on a CPU it takes them one at a time.
     """
     value = 4 if recipe.training.precision == "fp32" else 2
     on_gpu = gpu.device == "cuda"
@@ -96,7 +99,17 @@ def storage_of(recipe: Recipe, ranks: int, gpu: Gpu) -> Storage:
         )
     quantize = recipe.hardware.quantize
     return Storage(
-        ranks, quantize, value, 4, 4, 8, "lean", partitioned=False, experts_at_once=at_once, logit_bytes=logit
+        ranks,
+        quantize,
+        value,
+        4,
+        4,
+        8,
+        "lean",
+        partitioned=False,
+        experts_at_once=at_once,
+        copy_bytes=2 if value == 2 else 0,
+        logit_bytes=logit,
     )
 
 

@@ -22,6 +22,8 @@ EVALUATIONS = 2
 "The held-out conversations, before and after."
 FORWARD_SHARE = 0.4
 "Of a training micro-step that an evaluation micro-step takes."
+PACKED = 0.9
+"Share of a token budget that packed conversations fill: more with short ones, less with few."
 UPLOAD_GB_PER_SECOND = 0.1
 "To the store; an assumption."
 
@@ -58,7 +60,19 @@ class _Run:
     @property
     def passes(self) -> int:
         """Forward passes per GPU and optimizer step."""
-        return math.ceil(self.recipe.training.global_batch / (self.recipe.training.micro_batch * self.ranks))
+        train = self.recipe.training
+        if train.micro_tokens is None:
+            return math.ceil(train.global_batch / (train.micro_batch * self.ranks))
+        return math.ceil(train.global_batch * self.work.mean / (PACKED * train.micro_tokens * self.ranks))
+
+    def tokens(self, padding: float) -> float:
+        """Tokens of one pass of one GPU, padding counted; packed ones have none."""
+        train, storage = self.recipe.training, self.storage
+        if train.micro_tokens is not None:
+            share = train.global_batch * self.work.mean / (self.passes * self.ranks)
+            return max(share, self.work.mean)
+        waiting = train.micro_batch * (storage.ranks if storage.partitioned else 1)
+        return train.micro_batch * padded(self.work, waiting, padding)
 
     @property
     def parameters(self) -> int:
@@ -116,12 +130,8 @@ def padded(work: Workload, batch: int, share: float) -> float:
 
 
 def _micro_terms(run: _Run, guess: Guess) -> tuple[Term, ...]:
-    train, storage, work = run.recipe.training, run.storage, run.work
-    tokens = train.micro_batch * padded(
-        work, train.micro_batch * (storage.ranks if storage.partitioned else 1), guess.padding
-    )
-    batch = Pass(tokens, work.mean, work.supervised)
-    return pass_terms(run.model.shape, run.trained, run.recipe.adapter.rank, storage, batch, run.gpu, guess)
+    batch = Pass(run.tokens(guess.padding), run.work.mean, run.work.supervised)
+    return pass_terms(run.model.shape, run.trained, run.recipe.adapter.rank, run.storage, batch, run.gpu, guess)
 
 
 def _times_passes(terms: tuple[Term, ...], passes: int) -> tuple[Term, ...]:
@@ -133,7 +143,7 @@ def _times_passes(terms: tuple[Term, ...], passes: int) -> tuple[Term, ...]:
 def _stages(run: _Run, guess: Guess, step: float, micro: float) -> dict[str, float]:
     """Minutes by stage, of runs whose steps and passes take so many seconds."""
     load = guess.read * read_gb(run.model, run.storage) / run.offer.storage_gb_per_second / MINUTES + PROCESS_MINUTES
-    rounds = math.ceil(run.work.valid_examples / (run.recipe.training.micro_batch * run.ranks))
+    rounds = math.ceil(run.work.valid_examples / run.recipe.training.global_batch * run.passes)
     adapter_gb = run.parameters * 4 / 1e9
     return {
         "start": run.offer.start_minutes * guess.start,

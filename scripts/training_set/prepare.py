@@ -27,6 +27,7 @@ from scripts.training_set.forms import Form, check_keys, decoded, recognise
 from scripts.training_set.index import Index
 from scripts.training_set.merge import Example, Pair, merged, per_answer, per_pair, without_repetitions
 from scripts.training_set.notes import notes
+from scripts.training_set.reasoning import holds_thought
 from scripts.training_set.rows import PairRow
 from scripts.training_set.split import held_out_groups
 from scripts.training_set.tokens import Counter
@@ -81,6 +82,7 @@ class _Preparation:
     merged: int = 0
     per_pair: int = 0
     duplicates: int = 0
+    thoughts: int = 0
     header: list[int] = field(default_factory=list)
     systems: set[str] = field(default_factory=set)
     "At most two system prompts: enough to tell whether there is more than one."
@@ -198,6 +200,7 @@ class _Preparation:
         data = msgspec.json.encode(line | ({"tools": example.tools} if example.tools else {})) + b"\n"
         if self.index.add_example(conversation, name, beginnings(example), len(data), count):
             staged.write(data)
+            self.thoughts += any(holds_thought(message) for message in example.messages)
             system = [m["content"] for m in example.messages if m["role"] == "system"] or [""]
             if len(self.systems) < 2:
                 self.systems.add(system[0])
@@ -243,6 +246,7 @@ class _Preparation:
             valid_examples=held_out.examples,
             train_sha256=train,
             valid_sha256=valid,
+            thoughts=self.thoughts,
             tokens=TokenCounts(
                 exact=self.counter.exact,
                 tokenizer=self.counter.name,

@@ -137,8 +137,9 @@ def test_low_share_of_trained_tokens_is_not_believed_for_the_longest_example(rep
         ("qwen3-8b/zero3", {"adapter": {"alpha": 128}}, "adapter.alpha 128 is over 4 x rank 16"),
         ("qwen3-8b/zero3", {"adapter": {"targets": ("attention",)}}, "Attention alone is trained"),
         ("qwen3-30b-a3b/zero3", {}, "161 million parameters, an adapter file of 0.6 GB"),
-        ("qwen3.6-35b-a3b/zero3", {}, "opens a thought before each answer"),
-        ("qwen3-next-80b/replica-int8", {}, "The trainer has no replica engine"),
+        ("qwen3.6-35b-a3b/zero3", {}, "thinks before it answers, to answer at once"),
+        ("qwen3.6-35b-a3b/zero3", {"data": {"reasoning": "require"}}, "0 of 267 examples hold a thought"),
+        ("qwen3-next-80b/replica-int8", {}, "`lorry stage Qwen/Qwen3-Next-80B-A3B-Instruct --quantize int8`"),
         ("qwen3-next-80b/zero3", {"hardware": {"gpu": "h100-pcie"}}, "h100-pcie GPUs talk over PCIe"),
     ],
 )

@@ -81,7 +81,11 @@ def test_whatever_a_recipe_asks_the_spec_keeps_its_promises(recipe, training, ha
     except Refused:
         return
     train = varied.training
-    assert spec.accumulation_steps * train.micro_batch * spec.gpus * spec.nodes == train.global_batch
+    if train.micro_tokens is None:
+        assert spec.accumulation_steps is not None
+        assert spec.accumulation_steps * train.micro_batch * spec.gpus * spec.nodes == train.global_batch
+    else:
+        assert spec.accumulation_steps is None
     assert spec.total_steps == steps_in(spec.train_examples, train.epochs, train.global_batch, train.max_steps)
     assert 0 < spec.deadline_seconds <= varied.limits.max_hours * 3600
     assert spec.quote_usd <= varied.limits.max_usd

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from recipes.catalog import load_catalog
-from recipes.load import load_recipe
+from recipes.load import LoadedRecipe, load_recipe
 from recipes.preparation import TrainingSetReport
 from recipes.recipe import Adapter
-from scripts.plan import make_plan
+from scripts.plan import explain_text, make_plan
 from scripts.plan.parameters import targeted
 from scripts.plan.step import flop_per_token
 from scripts.plan.time import padded
@@ -56,3 +56,33 @@ def test_dollars_are_hours_times_the_price_of_the_node() -> None:
         assert offer.hours is not None
         assert offer.usd is not None
         assert offer.usd.likely == pytest.approx(offer.hours.likely * CATALOG.offers[offer.offer].usd_per_hour, abs=0.1)
+
+
+def test_a_token_budget_packs_a_step_into_few_passes(report: TrainingSetReport) -> None:
+    """16 conversations of 700 tokens: 16 passes of one, or one pass of 11,200 tokens that reads the weights once."""
+    packed = load_recipe("qwen3-next-80b/replica-int8")
+    training = packed.recipe.training.model_copy(update={"micro_tokens": None, "micro_batch": 1})
+    one_by_one = LoadedRecipe("one", packed.recipe.model_copy(update={"training": training}), packed.sha256)
+    reading = []
+    for loaded in (packed, one_by_one):
+        offer = next(o for o in make_plan(loaded, report, CATALOG).offers if o.offer == "runpod-h200-1")
+        assert offer.step_seconds is not None
+        assert sum(offer.step_terms.values()) == pytest.approx(offer.step_seconds.likely, abs=0.002)
+        reading.append(offer.step_terms["reading weights"])
+    assert reading[1] == pytest.approx(16 * reading[0], rel=1e-3)
+
+
+def test_a_staged_model_is_read_instead_of_the_hubs_snapshot() -> None:
+    """At most 0.51 of 163 GB as int8, 0.30 as nf4."""
+    for name, share in (("qwen3-next-80b/replica-int8", 0.51), ("qwen3-next-80b/replica-nf4", 0.30)):
+        for offer in make_plan(load_recipe(name), None, CATALOG).offers:
+            assert 0.25 * 163 < offer.read_gb <= share * 163
+
+
+def test_what_the_other_engine_would_cost_is_said(report: TrainingSetReport) -> None:
+    for name, other in (
+        ("qwen3-next-80b/zero3", "replica with quantize int8"),
+        ("qwen3-next-80b/replica-nf4", "zero3"),
+    ):
+        loaded = load_recipe(name)
+        assert f"engine {other} " in explain_text(make_plan(loaded, report, CATALOG), loaded, report, CATALOG)
