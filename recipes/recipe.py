@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TargetGroup = Literal["attention", "linear_attention", "shared_expert", "mlp", "experts"]
 EngineName = Literal["zero3", "replica"]
+Quantize = Literal["int8", "nf4"]
 BackendName = Literal["local", "runpod_pod", "runpod_queue", "sagemaker", "ec2"]
 
 
@@ -97,7 +98,7 @@ class Hardware(Strict):
 
     engine: EngineName = "zero3"
     "zero3: bf16 weights partitioned over the GPUs. replica: the whole quantised model on each GPU."
-    quantize: Literal["int8", "nf4"] | None = None
+    quantize: Quantize | None = None
     "Storage of the frozen weights; replica only."
     backends: Annotated[tuple[BackendName, ...], Field(min_length=1, strict=False)] = ("runpod_pod",)
     gpus: Annotated[int, Field(ge=1, le=64)] | None = None

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recipes.job import Record
+from recipes.recipe import Quantize
 
 STAGED = "staged.json"
-Kind = Literal["int8", "nf4", "bf16"]
+Kind = Quantize | Literal["bf16"]
 "How the large matrices are held. bf16 leaves them as they are and only fuses the experts."
 
 

@@ -21,7 +21,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from recipes.catalog import load_catalog
 from recipes.causes import ADVICE, EXIT_CODES
 from recipes.job import JOB_ID, Attempt, ContainerState, File, LaunchSpec, Proof, Result, Status, read_record
 from scripts.adapter import MANIFEST, write_manifest
@@ -31,7 +30,7 @@ from scripts.guard import Guard, Left, Tick
 from scripts.job_lock import take_lock
 from scripts.logbook import Logbook
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
-from scripts.models import making_command, model_folder, model_problem
+from scripts.models import making_commands, recipe_folder, recipe_problem
 from scripts.pod_end import INTERRUPTED, end_of_pod, run_in_pod
 from scripts.settings import read_settings
 from scripts.state import hourly_usd
@@ -161,14 +160,12 @@ class _Container:
         return spec
 
     def _model(self, spec: LaunchSpec) -> Path:
-        folder = model_folder(self._machine.models, spec.recipe.base.id)
-        facts = load_catalog().models.get(spec.recipe.base.id)
-        if facts is not None and not facts.staged:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self.guard.heed(self._child("model", making_command(folder), spec, self.guard.tick_within(0.0)).halt)
-        if problem := model_problem(folder):
+        models, recipe = self._machine.models, spec.recipe
+        for command in making_commands(models, recipe):
+            self.guard.heed(self._child("model", command, spec, self.guard.tick_within(0.0)).halt)
+        if problem := recipe_problem(models, recipe):
             raise Left(Ending("failed", "bad_base_model", problem))
-        return folder
+        return recipe_folder(models, recipe)
 
     def _train(self, spec: LaunchSpec, model: Path) -> Result:
         """Attempts, until one is completed. An attempt that the container did not outlive is judged first."""

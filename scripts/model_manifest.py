@@ -12,12 +12,13 @@ import difflib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
 from recipes.catalog import BaseModelFacts, load_catalog
 from recipes.job import Record
+from recipes.recipe import Quantize
 from scripts.errors import InputError, NotFound, Problem, VerificationFailed
 from scripts.models import model_folder
 from scripts.store import FileStore, Progress, Store, report, sha256_of
@@ -38,6 +39,8 @@ class ModelManifest(Record):
 
     format: Literal[1] = 1
     model: str
+    quantize: Quantize | None = None
+    "None: the model's own files."
     revision: str | None
     "Commit of the model's repository; None where the copy that was given does not say."
     source: Literal["hub", "folder"]
@@ -64,14 +67,14 @@ def staged_model(model: str) -> BaseModelFacts:
     return facts
 
 
-def folder_name(model: str) -> str:
+def folder_name(model: str, quantize: Quantize | None = None) -> str:
     """The name of a base model's folder in a models folder."""
-    return model_folder(Path(), model).name
+    return model_folder(Path(), model, quantize).name
 
 
-def read_manifest(store: Store, model: str) -> ModelManifest | None:
+def read_manifest(store: Store, model: str, quantize: Quantize | None = None) -> ModelManifest | None:
     """The manifest of a staged model; None when it is not staged. Raises InputError when the file is no manifest."""
-    key = f"{folder_name(model)}/{MANIFEST}"
+    key = f"{folder_name(model, quantize)}/{MANIFEST}"
     data = store.read(key)
     if data is None:
         return None
@@ -80,22 +83,28 @@ def read_manifest(store: Store, model: str) -> ModelManifest | None:
     except ValidationError as error:
         first = str(error).splitlines()[0]
         raise InputError(Problem(f"{store.url}/{key}", f"not a manifest ({first})", "stage the model again")) from None
-    if manifest.model != model:
-        raise InputError(Problem(f"{store.url}/{key}", f"it is of {manifest.model}", f"stage {model} again"))
+    if (manifest.model, manifest.quantize) != (model, quantize):
+        said = f"it is of {folder_name(manifest.model, manifest.quantize)}"
+        raise InputError(Problem(f"{store.url}/{key}", said, f"stage {model} again"))
     return manifest
 
 
 def staged_bytes(store: Store) -> dict[str, int]:
-    """Bytes of every base model of the catalog that is staged here. It reads manifests and lists nothing."""
-    found = ((model, read_manifest(store, model)) for model, facts in load_catalog().models.items() if facts.staged)
-    return {model: manifest.total_bytes for model, manifest in found if manifest is not None}
+    """Bytes of every base model of the catalog that is staged here, by its folder. It lists nothing."""
+    models = [model for model, facts in load_catalog().models.items() if facts.staged]
+    kinds: tuple[Quantize | None, ...] = (None, *get_args(Quantize))
+    found = ((folder_name(m, kind), read_manifest(store, m, kind)) for m in models for kind in kinds)
+    return {folder: manifest.total_bytes for folder, manifest in found if manifest is not None}
 
 
-def verify_model(store: Store, model: str, progress: Progress | None = None) -> ModelManifest:
+def verify_model(
+    store: Store, model: str, progress: Progress | None = None, quantize: Quantize | None = None
+) -> ModelManifest:
     """Reads every byte of a staged model. Raises NotFound without a manifest, VerificationFailed with every fault."""
-    manifest = read_manifest(store, model)
+    manifest = read_manifest(store, model, quantize)
     if manifest is None:
-        raise NotFound(Problem(f"{store.url}/{folder_name(model)}", "no manifest", f"run `lorry stage {model}`"))
+        how = f"run `lorry stage {model}" + (f" --quantize {quantize}`" if quantize else "`")
+        raise NotFound(Problem(f"{store.url}/{folder_name(model, quantize)}", "no manifest", how))
     if faults := list(_faults(store, manifest, progress)):
         raise VerificationFailed(*faults)
     return manifest
@@ -103,7 +112,7 @@ def verify_model(store: Store, model: str, progress: Progress | None = None) -> 
 
 def _faults(store: Store, manifest: ModelManifest, progress: Progress | None) -> Iterator[Problem]:
     for name, file in sorted(manifest.files.items()):
-        key = f"{folder_name(manifest.model)}/{name}"
+        key = f"{folder_name(manifest.model, manifest.quantize)}/{name}"
         want = f"stage {manifest.model} again: sound files are kept"
         try:
             found = _sha256(store, key, file.bytes)

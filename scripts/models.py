@@ -1,7 +1,7 @@
-"""Where a base model lies on this machine, and whether it is whole.
+"""Where a base model lies on this machine, as it is or quantised, and whether it is whole.
 
-folder = model_folder(Path("/models"), "Qwen/Qwen3-Next-80B-A3B-Instruct")   # /models/Qwen--Qwen3-Next-80B-A3B-Instruct
-problem = model_problem(folder)                                              # None, or a sentence
+folder = recipe_folder(Path("/models"), recipe)   # /models/Qwen--Qwen3-Next-80B-A3B-Instruct, or that with .int8 behind
+problem = recipe_problem(Path("/models"), recipe)                            # None, or a sentence
 """
 
 from __future__ import annotations
@@ -10,19 +10,54 @@ import json
 import sys
 from pathlib import Path
 
+from recipes.catalog import load_catalog
+from recipes.recipe import Quantize, Recipe
+from recipes.staged import STAGED
+
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX_BYTES = 64 * 2**20  # 512 experts x 48 layers x 3 matrices name about 75,000 tensors: 8 MB
 MAX_HEADER_BYTES = 100 * 10**6  # what the safetensors format itself allows
 
 
-def model_folder(models: Path, model_id: str) -> Path:
-    """The folder of a base model: its id with `/` written `--`."""
-    return models / model_id.replace("/", "--")
+def model_folder(models: Path, model_id: str, quantize: Quantize | None = None) -> Path:
+    """The folder of a base model: its id with `/` written `--`, and behind a dot how its weights are quantised."""
+    name = model_id.replace("/", "--")
+    return models / (f"{name}.{quantize}" if quantize else name)
 
 
-def making_command(folder: Path) -> list[str]:
-    """The command that makes the smoke model in `folder`; it does nothing where the model is complete."""
-    return [sys.executable, "-m", "trainer.smoke_model", "--out", str(folder)]
+def recipe_folder(models: Path, recipe: Recipe) -> Path:
+    """The folder that a recipe trains on."""
+    return model_folder(models, recipe.base.id, recipe.hardware.quantize)
+
+
+def recipe_problem(models: Path, recipe: Recipe) -> str | None:
+    """What is missing from that folder, as one sentence; None when it is whole."""
+    folder, quantize = recipe_folder(models, recipe), recipe.hardware.quantize
+    if quantize and not (folder / STAGED).is_file():
+        how = f"`lorry stage {recipe.base.id} --quantize {quantize}`"
+        return f"{folder}: no {quantize} weights of {recipe.base.id}; fill that models folder with {how}"
+    return model_problem(folder)
+
+
+def making_commands(models: Path, recipe: Recipe) -> list[list[str]]:
+    """The commands that make the smoke model where the recipe wants it; they do nothing where it is complete.
+
+    None for a model that must be staged.
+    """
+    facts, quantize = load_catalog().models.get(recipe.base.id), recipe.hardware.quantize
+    if facts is None or facts.staged:
+        return []
+    plain = model_folder(models, recipe.base.id)
+    commands = [[sys.executable, "-m", "trainer.smoke_model", "--out", str(plain)]]
+    if quantize:
+        commands.append(quantising_command(plain, recipe_folder(models, recipe), recipe.base.id, quantize))
+    return commands
+
+
+def quantising_command(base: Path, to: Path, model_id: str, quantize: Quantize) -> list[str]:
+    """The command that converts a base model's folder into a quantised one."""
+    words = ["--base", str(base), "--to", str(to), "--kind", quantize, "--model", model_id]
+    return [sys.executable, "-m", "trainer.quantize", *words]
 
 
 def model_problem(folder: Path) -> str | None:

@@ -12,13 +12,16 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from recipes.recipe import Quantize
+from recipes.staged import STAGED
 from scripts.errors import Conflict, InputError, Problem, Refused, VerificationFailed
 from scripts.job_lock import take_lock
+from scripts.model_conversion import convert
 from scripts.model_manifest import (
     MANIFEST,
     ModelManifest,
@@ -48,7 +51,7 @@ class Staging:
 
     store: the models folder to fill. models: the models folder of this machine, where a download lands.
     copy: a folder that has the model; None takes the one in `models`, or else downloads. runpod: asked for the size of
-    the volume when the store is one.
+    the volume when the store is one. quantize: its weights are converted on this machine first.
     """
 
     model: str
@@ -57,6 +60,12 @@ class Staging:
     copy: Path | None = None
     revision: str | None = None
     runpod: RunpodApi | None = None
+    quantize: Quantize | None = None
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that is filled."""
+        return folder_name(self.model, self.quantize)
 
 
 @dataclass(frozen=True)
@@ -75,33 +84,41 @@ def stage(staging: Staging, *, now: float, progress: Progress | None = None) -> 
     Raises InputError for a model or copy that cannot be used, Refused when space is short, Conflict when another
     revision or another `lorry stage` is there, VerificationFailed when the store ends up with other bytes.
     """
-    facts = staged_model(staging.model)
+    staged_model(staging.model)
     with _alone(staging):
-        standing = read_manifest(staging.store, staging.model)
+        standing = read_manifest(staging.store, staging.model, staging.quantize)
         _require_same_revision(staging, staging.store, standing)
         if standing is not None and staging.copy is None:
             return _still_whole(staging, standing)
-        copy = _find_or_fetch(staging, round(facts.checkpoint_gb * _GB))
+        find = _converted if staging.quantize else _find_or_fetch
+        copy = find(staging, now, progress)
         require_right_model(copy.folder, staging.model)
         files = {name: _described(copy.folder / name, progress) for name in files_to_stage(copy.folder)}
         _require_known_files(staging, standing, copy, files)
         require_room(staging, {name: file.bytes for name, file in files.items()})
         for name in files:
-            staging.store.put_file(copy.folder / name, f"{folder_name(staging.model)}/{name}", progress=progress)
+            staging.store.put_file(copy.folder / name, f"{staging.folder}/{name}", progress=progress)
         revision = copy.revision or (standing.revision if standing else None)
-        manifest = ModelManifest(model=staging.model, revision=revision, source=copy.source, staged_at=now, files=files)
-        staging.store.write(f"{folder_name(staging.model)}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+        manifest = ModelManifest(
+            model=staging.model,
+            quantize=staging.quantize,
+            revision=revision,
+            source=copy.source,
+            staged_at=now,
+            files=files,
+        )
+        staging.store.write(f"{staging.folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
         return manifest
 
 
 def require_room(staging: Staging, sizes: Mapping[str, int]) -> None:
     """Raises Refused when the files (name -> bytes), less those that are there, would not leave SPARE_BYTES free."""
-    free = free_bytes(staging.store, staging.model, staging.runpod)
+    free = free_bytes(staging.store, staging.folder, staging.runpod)
     if free is None:
         return
     needed = sum(sizes.values())
     if isinstance(staging.store, FileStore):
-        home = staging.store.root / folder_name(staging.model)
+        home = staging.store.root / staging.folder
         needed -= sum(size for name, size in sizes.items() if _size(home / name) == size)
     if needed and needed + SPARE_BYTES > free:
         said = (
@@ -110,8 +127,8 @@ def require_room(staging: Staging, sizes: Mapping[str, int]) -> None:
         raise Refused(Problem(staging.store.url, said, "make the disk or volume larger, or remove what is not needed"))
 
 
-def free_bytes(store: Store, model: str, runpod: RunpodApi | None) -> int | None:
-    """Bytes that `model` may take; None where nothing limits them.
+def free_bytes(store: Store, folder: str, runpod: RunpodApi | None) -> int | None:
+    """Bytes that the model in `folder` may take; None where nothing limits them.
 
     On a disk: what is free. On a Runpod volume, which is a bucket named by its id: its size less the manifests of the
     other models, since its S3 API does not tell what is free. Raises InputError for a volume whose size is not known.
@@ -120,7 +137,7 @@ def free_bytes(store: Store, model: str, runpod: RunpodApi | None) -> int | None
         return shutil.disk_usage(next(p for p in (store.root, *store.root.parents) if p.exists())).free
     volume = runpod.read("network-volumes", urlsplit(store.url).netloc) if runpod else None
     if volume is not None:
-        others = sum(size for name, size in staged_bytes(store).items() if name != model)
+        others = sum(size for name, size in staged_bytes(store).items() if name != folder)
         return int(volume["size"]) * _GB - others
     return None
 
@@ -133,7 +150,23 @@ def require_known_volume(store: Store, runpod: RunpodApi | None, environment: Ma
         raise InputError(Problem("RUNPOD_API_KEY", "not set", want))
 
 
-def _find_or_fetch(staging: Staging, expected_bytes: int) -> _Copy:
+def _converted(staging: Staging, now: float, progress: Progress | None) -> _Copy:
+    """The quantised copy: made where it shall lie, or on this machine first and then taken to the bucket."""
+    quantize, given = staging.quantize, staging.copy
+    assert quantize
+    if not isinstance(staging.store, FileStore):
+        here = FileStore(staging.models.resolve())
+        made = stage(replace(staging, store=here, runpod=None), now=now, progress=progress)
+        return _Copy(here.root / staging.folder, made.revision, made.source, made.files)
+    if given is not None and (given / STAGED).is_file():
+        return _Copy(given, staging.revision, "folder")
+    base = _find_or_fetch(replace(staging, quantize=None), now, progress)
+    require_right_model(base.folder, staging.model)
+    convert(base.folder, staging.store.root / staging.folder, staging.model, quantize, base.revision, progress)
+    return _Copy(staging.store.root / staging.folder, base.revision, base.source)
+
+
+def _find_or_fetch(staging: Staging, now: float, progress: Progress | None) -> _Copy:
     """The copy that is staged: the one given, the one staged on this machine, or a download into its place."""
     if staging.copy is not None:
         return _Copy(*find_copy(staging.copy, staging.model, staging.revision), "folder")
@@ -144,6 +177,7 @@ def _find_or_fetch(staging: Staging, expected_bytes: int) -> _Copy:
         _require_same_revision(staging, here, kept)
         return _Copy(folder, kept.revision, kept.source, kept.files)
     there = sum(_size(path) for path in folder.rglob("*") if path.is_file())
+    expected_bytes = round(staged_model(staging.model).checkpoint_gb * _GB)
     require_room(Staging(staging.model, here, staging.models), {"the model": max(0, expected_bytes - there)})
     return _Copy(*download(staging.model, staging.revision, here.root), "hub")
 
@@ -158,7 +192,7 @@ def _described(path: Path, progress: Progress | None) -> StagedFile:
 def _still_whole(staging: Staging, standing: ModelManifest) -> ModelManifest:
     """The manifest that stands, when a quick look at the files finds nothing wrong."""
     if isinstance(staging.store, FileStore):
-        home = staging.store.root / folder_name(staging.model)
+        home = staging.store.root / staging.folder
         if odd := [name for name, file in standing.files.items() if _size(home / name) != file.bytes]:
             want = "give a sound copy with --from: what is sound is kept"
             raise VerificationFailed(Problem(str(home / odd[0]), "not the file that its manifest names", want))
@@ -170,7 +204,7 @@ def _require_same_revision(staging: Staging, store: Store, standing: ModelManife
     if standing is None or staging.revision in (None, standing.revision):
         return
     if standing.revision is not None or staging.copy is None:
-        where = f"{store.url}/{folder_name(staging.model)}"
+        where = f"{store.url}/{staging.folder}"
         said = f"revision {standing.revision or 'unknown'} is staged, not {staging.revision}"
         raise Conflict(Problem(where, said, _ELSEWHERE))
 
@@ -184,7 +218,7 @@ def _require_known_files(
         want = "run `lorry stage --verify` there"
         raise VerificationFailed(Problem(str(copy.folder), "not the files that its manifest names", want))
     if standing is not None and standing.files != files:
-        where = f"{staging.store.url}/{folder_name(staging.model)}"
+        where = f"{staging.store.url}/{staging.folder}"
         raise Conflict(Problem(where, f"it holds other files than {copy.folder}, by its manifest", _ELSEWHERE))
 
 
@@ -195,7 +229,7 @@ def _alone(staging: Staging) -> Iterator[None]:
         with disk_errors(staging.copy or staging.models):
             yield
         return
-    home = staging.store.root / folder_name(staging.model)
+    home = staging.store.root / staging.folder
     with disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         with take_lock(home, _LOCK) as mine:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -60,6 +59,8 @@ def attach_lora(model: nn.Module, layers: Iterable[str], rank: int, alpha: float
 
     Its matrices are trainable parameters `<layer>.lora_A.default.weight` and `.lora_B.`, as PEFT's are.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and a conversion attaches nothing
+
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=["layer"])
     for name in layers:
         parent, _, last = name.rpartition(".")

@@ -9,6 +9,7 @@ output gets a JSON line per file: {"done": bytes, "total": bytes}.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -23,18 +24,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from recipes.catalog import Family, load_catalog
 from recipes.causes import EXIT_CODES
 from recipes.job import Record, read_record, write_record
 from recipes.staged import STAGED, Kind, StagedFile, StagedModel
-from trainer.base_files import BaseFiles
+from trainer.base_files import BaseFiles, file_sha256
 from trainer.experts.quantised import GROUP, SCALE_GROUP
 from trainer.failures import TrainingStopped, explain
 from trainer.shards import ShardWriter
-from trainer.staged import STORAGES, quantised_layers
-from trainer.targets import meta_model
+from trainer.staged import STORAGES, empty_model, quantised_layers
 
 SPARE_BYTES = 10**9
 "Left free beyond the model, for whatever else writes there."
@@ -68,22 +67,18 @@ class Piece:
 def quantise(
     base: Path, to: Path, kind: Kind, *, model: str, revision: str | None, say: Callable[[int, int], None]
 ) -> StagedModel:
-    """Writes the staged folder `to` and returns its record; a finished one of the same base is only looked at.
+    """Writes the staged folder `to` and returns its record; what is there and sound is kept.
 
     Raises TrainingStopped: bad_base_model for a base that is quantised already or of unknown family, disk_full before
     the first byte when the rest would not fit.
     """
     files = BaseFiles(base)
     sha256 = files.sha256()
-    finished = read_record(StagedModel, to / STAGED)
-    if finished is not None:
-        return _same(finished, sha256, kind, to)
     shards = _shards(files, kind)
     to.mkdir(parents=True, exist_ok=True)
-    done = read_record(Unfinished, to / UNFINISHED)
-    if done is None or (done.base_sha256, done.kind) != (sha256, kind):
-        done = Unfinished(base_sha256=sha256, kind=kind, files={})
-    whole = {n: f for n, f in done.files.items() if (to / n).is_file() and (to / n).stat().st_size == f.bytes}
+    finished = read_record(StagedModel, to / STAGED)
+    done = _found(finished, to, sha256, kind)
+    whole = {n: f for n, f in done.files.items() if (to / n).is_file() and file_sha256(to / n) == f.sha256}
     sizes = {name: sum(t.nbytes for piece in pieces for t in piece.tensors.values()) for name, pieces in shards.items()}
     _require_room(to, sum(size for name, size in sizes.items() if name not in whole))
     for name, pieces in shards.items():
@@ -95,7 +90,7 @@ def quantise(
     _write_index(to, shards)
     record = StagedModel(
         model=model,
-        revision=revision,
+        revision=finished.revision if finished else revision,
         base_sha256=sha256,
         kind=kind,
         inputs_per_scale=GROUP,
@@ -104,7 +99,7 @@ def quantise(
         parameters=_counts(shards, kind),
     )
     write_record(to / STAGED, record)
-    (to / UNFINISHED).unlink()
+    (to / UNFINISHED).unlink(missing_ok=True)
     return record
 
 
@@ -117,23 +112,28 @@ def family_of(config: Any) -> Family:
     raise TrainingStopped("bad_base_model", f"model_type is '{config.model_type}', of no family in recipes/models.yaml")
 
 
-def _same(finished: StagedModel, sha256: str, kind: Kind, to: Path) -> StagedModel:
-    if (finished.base_sha256, finished.kind) != (sha256, kind):
-        raise TrainingStopped(
-            "bad_base_model", f"{to} holds {finished.kind} of another base; name another folder, or remove that one"
-        )
-    return finished
+def _found(finished: StagedModel | None, to: Path, sha256: str, kind: Kind) -> Unfinished:
+    """What earlier conversions wrote there: of a finished one every file, so that damage is repaired."""
+    begun = read_record(Unfinished, to / UNFINISHED)
+    if finished is not None:
+        if (finished.base_sha256, finished.kind) != (sha256, kind):
+            raise TrainingStopped(
+                "bad_base_model", f"{to} holds {finished.kind} of another base; name another folder, or remove that one"
+            )
+        return Unfinished(base_sha256=sha256, kind=kind, files=finished.files)
+    if begun is not None and (begun.base_sha256, begun.kind) == (sha256, kind):
+        return begun
+    return Unfinished(base_sha256=sha256, kind=kind, files={})
 
 
 def _shards(files: BaseFiles, kind: Kind) -> dict[str, list[Piece]]:
     """What goes into which file: one for what is before the layers, one per layer, one for the rest."""
-    config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
-    if getattr(config, "quantization_config", None):
+    model = empty_model(files.folder, torch.bfloat16)
+    if getattr(model.config, "quantization_config", None):
         raise TrainingStopped(
             "bad_base_model", f"{files.folder}: it is quantised already; give the bf16 checkpoint of the model"
         )
-    model = meta_model(config, torch.bfloat16)
-    stacks, linears = quantised_layers(model, family_of(config))
+    stacks, linears = quantised_layers(model, family_of(model.config))
     groups: dict[tuple[int, int], list[Piece]] = {}
     layers_seen = False
     for name, parameter in model.named_parameters():
@@ -177,7 +177,9 @@ def _write_shard(files: BaseFiles, path: Path, pieces: list[Piece], kind: Kind) 
 
 
 def _matrices(files: BaseFiles, piece: Piece) -> Iterator[Tensor]:
-    return files.matrices(piece.name) if piece.stacked else iter([files.tensor(piece.name)])
+    device = "cuda" if piece.storage and torch.cuda.is_available() else "cpu"
+    matrices = files.matrices(piece.name) if piece.stacked else iter([files.tensor(piece.name)])
+    return (matrix.to(device) for matrix in matrices)
 
 
 def _require_room(to: Path, needed: int) -> None:
@@ -224,12 +226,23 @@ def main() -> int:
     parser.add_argument("--revision", help="commit of the model's repository")
     a = parser.parse_args()
     try:
-        quantise(a.base, a.to, a.kind, model=a.model, revision=a.revision, say=_say)
+        a.to.mkdir(parents=True, exist_ok=True)
+        with (a.to / ".quantise.lock").open("w") as lock:
+            _take(lock, a.to)
+            quantise(a.base, a.to, a.kind, model=a.model, revision=a.revision, say=_say)
     except Exception as error:
         cause, sentence = explain(error)
         print(sentence, file=sys.stderr, flush=True)
         return EXIT_CODES[cause]
     return 0
+
+
+def _take(lock: Any, to: Path) -> None:
+    """One that lost its `lorry stage` may still be at work. Raises TrainingStopped."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TrainingStopped("cannot_run_here", f"{to}: another conversion is filling it; let it end") from None
 
 
 def _say(done: int, total: int) -> None:

@@ -41,10 +41,7 @@ def load_staged(
     """
     record = read_staged(folder)
     headers = {name: _header(folder, name, record) for name in record.files}
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.requires_grad_(False)
+    model = empty_model(folder, dtype).requires_grad_(False)
     layout = {name: header.empty(name, device="meta") for header in headers.values() for name in header.tensors}
     install_storages(model, layout, dtype)
     _refuse_other_names(model, layout, folder)
@@ -54,6 +51,13 @@ def load_staged(
         progress(record.files[name].bytes)
     _finish(model, device)
     return model, record
+
+
+def empty_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The model of the folder's config.json without storage: on the meta device."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def read_staged(folder: Path) -> StagedModel:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from recipes.recipe import Quantize
 from scripts.cli.command import Command
 from scripts.errors import LorryError, NotFound, Problem, VerificationFailed
 from scripts.settings import Settings
@@ -31,6 +32,7 @@ _TO = (
 _FROM = (
     "a folder with the model's files, or a Hugging Face cache (default: what is staged on this machine, or a download)"
 )
+_QUANTIZE = "convert its weights first, for recipes with engine replica; needs torch on this machine"
 
 
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,7 @@ def _stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="URL", help=_TO)
     parser.add_argument("--from", dest="copy", type=Path, metavar="DIR", help=_FROM)
     parser.add_argument("--revision", metavar="SHA", type=_revision, help="commit of the model's repository")
+    parser.add_argument("--quantize", choices=get_args(Quantize), help=_QUANTIZE)
     parser.add_argument("--verify", action="store_true", help="read every staged byte again and change nothing")
     parser.add_argument("--json", action="store_true", help="print the manifest")
 
@@ -54,10 +57,18 @@ def _stage(arguments: argparse.Namespace, settings: Settings) -> int:
     bar = tqdm(unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False)
     with bar, _runpod() as runpod:
         if arguments.verify:
-            manifest = verify_model(store, arguments.model, bar.update)
+            manifest = verify_model(store, arguments.model, bar.update, arguments.quantize)
         else:
             require_known_volume(store, runpod, os.environ)
-            wanted = Staging(arguments.model, store, settings.models, arguments.copy, arguments.revision, runpod)
+            wanted = Staging(
+                arguments.model,
+                store,
+                settings.models,
+                arguments.copy,
+                arguments.revision,
+                runpod,
+                arguments.quantize,
+            )
             manifest = stage(wanted, now=time.time(), progress=bar.update)
     if arguments.json:
         print(manifest.model_dump_json(indent=2))
@@ -65,7 +76,8 @@ def _stage(arguments: argparse.Namespace, settings: Settings) -> int:
         size = f"{len(manifest.files)} files, {manifest.total_bytes / 1e9:.1f} GB"
         state = "every byte is right" if arguments.verify else "staged"
         revision = f"revision {manifest.revision}" if manifest.revision else "of unknown revision"
-        print(f"{store.url}/{folder_name(manifest.model)}: {state}: {manifest.model}, {revision}, {size}")
+        where = f"{store.url}/{folder_name(manifest.model, manifest.quantize)}"
+        print(f"{where}: {state}: {manifest.model}, {revision}, {size}")
     return 0
 
 

@@ -41,7 +41,7 @@ def check_room_for_models(subject: Subject) -> Iterator[Finding]:
     """Room for the model where it is not staged yet, and for what else writes there."""
     name = "room for models"
     store = open_store(subject.models)
-    free = free_bytes(store, subject.model or "", subject.runpod)
+    free = free_bytes(store, folder_name(subject.model or ""), subject.runpod)
     if free is None:
         yield not_checked(name, f"nothing limits {store.url}, or it is a volume and RUNPOD_API_KEY is not set")
         return

@@ -83,9 +83,9 @@ def test_what_is_not_quantised_comes_in_the_asked_precision_and_scales_do_not(ba
 
 def test_converting_again_only_looks_and_never_turns_one_model_into_another(base: Any, tmp_path: Path) -> None:
     first = staged(base("qwen3_next"), tmp_path, "int8")
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("model-*")}
     assert staged(base("qwen3_next"), tmp_path, "int8") == first
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("model-*")} == before
     for other, kind in ((base("qwen3_moe"), "int8"), (base("qwen3_next"), "nf4")):
         with pytest.raises(TrainingStopped, match="holds int8 of another base; name another folder"):
             staged(other, tmp_path, kind)
