@@ -123,8 +123,19 @@ class Limits(Strict):
     max_hours: Annotated[float, Field(gt=0.0, le=336.0)] = 12.0
 
 
+class Evaluation(Strict):
+    """What an adapter must show before it may go live. Losses are nats per answer token."""
+
+    min_gain: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    "By more than this must the loss on the held-out conversations fall."
+    max_forgetting: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
+    "By at most this may the loss on recipes/general.yaml rise."
+    min_win_rate: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    "Share of held-out questions in which a judge must prefer the adapter's answer; null asks no judge."
+
+
 class Recipe(Strict):
-    """One choice of model, adapter, data, training, hardware and limits."""
+    """One choice of model, adapter, data, training, hardware, limits and evaluation."""
 
     base: Base
     adapter: Adapter = Adapter()
@@ -132,6 +143,7 @@ class Recipe(Strict):
     training: Training = Training()
     hardware: Hardware = Hardware()
     limits: Limits = Limits()
+    evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from recipes.job import File, Metric
 from recipes.preparation import Plan, TrainingSetReport
 from scripts.errors import NotFound, Problem
+from scripts.evaluate import read_assessment, read_scores
 from scripts.job_folder import read_job
 from scripts.report import ReportInput, report_html
 from scripts.state import JobState
@@ -35,6 +36,8 @@ def write_report(store: Store, job_id: str, state: JobState) -> str:
             outcome=state.state,
             sentence=state.sentence,
             cost_usd=files.manifest.cost_usd if files.manifest else state.spent_usd,
+            scores=read_scores(store, job_id),
+            assessment=read_assessment(store, job_id),
         )
     )
     store.write(f"{job_id}/report.html", page.encode())

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from recipes.evaluation import Assessment, Scores
 from recipes.job import LaunchSpec, Manifest, Metric, Proof, Result
 from recipes.preparation import Plan, TrainingSetReport
 from scripts.loss_chart import loss_chart
+from scripts.report_evaluation import evaluation_html
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6775; --line: #d8dee6; --paper: #ffffff; --card: #f5f7fa;
@@ -50,6 +52,8 @@ class ReportInput:
     "completed, failed or cancelled."
     sentence: str
     cost_usd: float | None
+    scores: Scores | None = None
+    assessment: Assessment | None = None
 
 
 def report_html(job: ReportInput) -> str:
@@ -60,6 +64,7 @@ def report_html(job: ReportInput) -> str:
             _cards(job),
             f"<h2>How the loss went</h2>{loss_chart(job.metrics)}",
             _before_after(job),
+            evaluation_html(job.scores, job.assessment),
             _training_set(job.training_set),
             _trained(job.result),
             _machine(job),

@@ -1,6 +1,8 @@
 """Proves an adapter in a fresh process: plain transformers and PEFT must reproduce what the trained model said.
 
 python -m trainer.prove --job DIR --model DIR     # reads adapter/, probe.safetensors, result.json; writes proof.json
+
+A proved adapter is also measured, since the model is in memory: scores.json, from which `lorry evaluate` concludes.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +22,29 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from recipes.catalog import Family, load_catalog
-from recipes.causes import EXIT_CODES, Cause
+from recipes.causes import EXIT_CODES
 from recipes.job import LaunchSpec, Proof, Result, read_record, write_record
 from trainer import probe
 from trainer.base_files import BaseFiles, file_sha256, loading, refuse_incomplete
+from trainer.evaluate import measure
 from trainer.export import CONFIG, WEIGHTS
 from trainer.failures import TrainingStopped, explain
 
 
-def prove(job: Path, model_folder: Path) -> Proof:
+@dataclass(frozen=True)
+class Proven:
+    """A proof, with the model it was made on and what the job says of it."""
+
+    proof: Proof
+    model: Any
+    spec: LaunchSpec
+    result: Result
+
+
+def prove(job: Path, model_folder: Path) -> Proven:
     """The proof of job/adapter. Raises TrainingStopped: bad_base_model (another base), no_effect (a bad adapter)."""
     started = time.monotonic()
-    _quiet_transformers()
+    quiet_transformers()
     spec, result = read_record(LaunchSpec, job / "launch.json"), read_record(Result, job / "result.json")
     if spec is None or result is None or result.outcome != "completed":
         raise TrainingStopped("no_effect", f"{job}: no finished training to prove")
@@ -49,7 +63,7 @@ def prove(job: Path, model_folder: Path) -> Proof:
     effect = probe.rms(base_said, trained_said)
     error = probe.rms(trained_said, again)
     refuse_unfaithful(precision, effect, error, probe.rms(base_said, base_again))
-    return Proof(
+    proof = Proof(
         job_id=spec.job_id,
         passed=True,
         sentence=f"a fresh process reproduces the trained model: error {error:.1e}, effect {effect:.3f}",
@@ -61,6 +75,7 @@ def prove(job: Path, model_folder: Path) -> Proof:
         positions=sum(len(positions) for _, positions in conversations),
         seconds=time.monotonic() - started,
     )
+    return Proven(proof, model, spec, result)
 
 
 def load_adapter(model_folder: Path, adapter: Path, family: Family, precision: str) -> tuple[Any, int]:
@@ -117,19 +132,33 @@ def main() -> int:
     parser.add_argument("--job", type=Path, required=True, help="the job folder")
     parser.add_argument("--model", type=Path, required=True, help="the base model's folder")
     arguments = parser.parse_args()
-    cause: Cause | None = None
     try:
-        proof = prove(arguments.job, arguments.model)
+        proven = prove(arguments.job, arguments.model)
     except Exception as error:
         cause, sentence = explain(error)
-        proof = _failed(arguments.job, sentence)
-    write_record(arguments.job / "proof.json", proof)
-    print(proof.sentence, flush=True)
-    return EXIT_CODES[cause] if cause else 0
+        write_record(arguments.job / "proof.json", _failed(arguments.job, sentence))
+        print(sentence, flush=True)
+        return EXIT_CODES[cause]
+    write_record(arguments.job / "proof.json", proven.proof)
+    print(proven.proof.sentence, flush=True)
+    _measure(proven, arguments.job, arguments.model)
+    return 0
 
 
-def _quiet_transformers() -> None:
+def _measure(proven: Proven, job: Path, model_folder: Path) -> None:
+    """Writes scores.json. The adapter is proved whatever happens here; what is missing can be measured later."""
+    try:
+        scores = measure(proven.model, job, model_folder, proven.spec, proven.result)
+        write_record(job / "scores.json", scores)
+        print(
+            f"measured on {len(scores.held_out)} conversations and {len(scores.general)} general questions", flush=True
+        )
+    except Exception as error:
+        print(f"not measured: {explain(error)[1]}", flush=True)
 
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice in the log."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -97,7 +97,7 @@ def test_a_changed_adapter_is_refused(copy: Any, smoke_model: Path, change: Any,
 
 def test_an_unchanged_adapter_passes_the_same_way(copy: Any, smoke_model: Path) -> None:
     rewrite(copy, dict)
-    assert prove.prove(copy.folder, smoke_model).passed
+    assert prove.prove(copy.folder, smoke_model).proof.passed
 
 
 def test_files_the_trainer_did_not_write_are_refused(copy: Any, smoke_model: Path) -> None:
