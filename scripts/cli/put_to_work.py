@@ -1,13 +1,16 @@
-"""Commands that put a finished adapter to work: evaluate it first."""
+"""Commands that put a finished adapter to work: evaluate it, take it out."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 import time
+from pathlib import Path
 
 from scripts.cli.command import Command, add_json, print_record
-from scripts.errors import Refused
+from scripts.errors import InputError, Problem, Refused
 from scripts.settings import Settings
 
 
@@ -47,4 +50,43 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0 if assessment.passed else Refused.exit_code
 
 
-COMMANDS = (Command("evaluate", "compare an adapter with its base: may it go live?", _evaluate_arguments, _evaluate),)
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="a job; for peft, vllm and merged with a finished adapter")
+    forms = "peft (as trained), vllm (a matrix per expert), merged; its recipe: axolotl, llamafactory, skypilot"
+    parser.add_argument("--for", dest="form", metavar="FORM", required=True, help=forms)
+    parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="a new folder")
+    parser.add_argument("--max-lora-rank", type=int, default=None, metavar="N", help="of the vLLM server it goes to")
+    add_json(parser)
+
+
+def _export(arguments: argparse.Namespace, settings: Settings) -> int:
+    """An adapter for vLLM is also loaded dry; exit code 3 when a part of it would not act there."""
+    from scripts.dry_load import RANKS, Server, dry_load, tensor_shapes
+    from scripts.export import FORMS, export
+    from scripts.store import open_store
+
+    if arguments.form not in FORMS:
+        raise InputError(Problem("--for", arguments.form, f"one of {', '.join(FORMS)}"))
+    names = export(open_store(settings.store), arguments.job, arguments.form, arguments.to, os.environ)
+    problems: list[Problem] = []
+    if arguments.form == "vllm":
+        config = json.loads((arguments.to / "adapter_config.json").read_text())
+        rank = arguments.max_lora_rank or next((n for n in RANKS if n >= config["r"]), config["r"])
+        problems = dry_load(arguments.to, config["base_model_name_or_path"], Server(max_lora_rank=rank))
+    if arguments.json:
+        found = [vars(problem) for problem in problems]
+        print(json.dumps({"job": arguments.job, "for": arguments.form, "files": names, "problems": found}, indent=2))
+    else:
+        print(f"{arguments.to}: {', '.join(names)}")
+        if arguments.form == "vllm" and not problems:
+            count = len(tensor_shapes(arguments.to / "adapter_model.safetensors"))
+            print(f"vLLM 0.33 would use all {count} tensors, with --max-lora-rank {rank} or more")
+        for problem in problems:
+            print(problem, file=sys.stderr)
+    return Refused.exit_code if problems else 0
+
+
+COMMANDS = (
+    Command("evaluate", "compare an adapter with its base: may it go live?", _evaluate_arguments, _evaluate),
+    Command("export", "take an adapter or its recipe out, in another program's form", _export_arguments, _export),
+)

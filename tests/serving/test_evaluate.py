@@ -225,6 +225,8 @@ def test_an_override_needs_a_reason_and_is_recorded(desk: Any) -> None:
 
 def test_without_the_base_model_the_refusal_says_where_to_evaluate(desk: Any, tmp_path: Path) -> None:
     spec = json.loads((desk.job("good-1") / "launch.json").read_text())
+    assert desk.lorry("evaluate", "good-1", LORRY_MODELS=str(tmp_path)).returncode == 0  # the proof has measured it
+    (desk.job("good-1") / "scores.json").unlink()
     spec["recipe"]["base"]["id"] = "Qwen/Qwen3-8B"
     (desk.job("good-1") / "launch.json").write_text(json.dumps(spec))
     done = desk.lorry("evaluate", "good-1", LORRY_MODELS=str(tmp_path))
