@@ -82,12 +82,12 @@ class S3Store:
             max_pool_connections=_CONNECTIONS,
         )
         try:
-            self._client: Any = boto3.client("s3", config=config)
+            self.client: Any = boto3.client("s3", config=config)
         except (BotoCoreError, ValueError) as error:
             raise InputError(Problem(self.url, str(error), "check AWS_ENDPOINT_URL and AWS_PROFILE")) from None
 
     def read(self, key: str) -> bytes | None:
-        with self._errors(key):
+        with self.errors(key):
             answer = self._get(key)
             if answer is None:
                 return None
@@ -96,14 +96,14 @@ class S3Store:
             return bytes(answer["Body"].read())
 
     def write(self, key: str, data: bytes) -> None:
-        with self._errors(key):
-            self._client.put_object(**self._at(key), Body=data)
+        with self.errors(key):
+            self.client.put_object(**self._at(key), Body=data)
 
     def create(self, key: str, data: bytes) -> bool:
-        with self._errors(key):
+        with self.errors(key):
             for _ in range(_ATTEMPTS):
                 try:
-                    self._client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
+                    self.client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
                     return True
                 except ClientError as error:
                     if _code(error) == "ConditionalRequestConflict":
@@ -116,7 +116,7 @@ class S3Store:
         raise ProviderError(Problem(self._name(key), "other writers are at it all the time", "try again"))
 
     def holds(self, key: str, path: Path) -> bool:
-        with disk_errors(path), self._errors(key):
+        with disk_errors(path), self.errors(key):
             if not path.is_file():
                 return False
             size = path.stat().st_size
@@ -130,7 +130,7 @@ class S3Store:
         require_file(path)
         if self.holds(key, path):
             return report(progress, path.stat().st_size)
-        with disk_errors(path), self._errors(key):
+        with disk_errors(path), self.errors(key):
             checksum = self._upload(path, key, progress)
             head = self._head(key)
             if head is None or not self._has(key, head, checksum):
@@ -138,7 +138,7 @@ class S3Store:
                 raise VerificationFailed(Problem(self._name(key), "not the bytes that were sent", want))
 
     def get_file(self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
-        with disk_errors(path), self._errors(key), unfinished(path) as temporary:
+        with disk_errors(path), self.errors(key), unfinished(path) as temporary:
             with temporary.open("xb") as file:
                 got = self._download(key, file, progress)
             require_sha256(self._name(key), got, sha256)
@@ -148,14 +148,14 @@ class S3Store:
 
     def keys(self, folder: str = "") -> list[str]:
         start = self.prefix + (f"{checked(folder)}/" if folder else "")
-        with self._errors(folder):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
+        with self.errors(folder):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
             found = [item["Key"].removeprefix(self.prefix) for page in pages for item in page.get("Contents", ())]
         return sorted(key for key in found if shown(key))
 
     def folders(self) -> list[str]:
-        with self._errors(""):
-            paginator = self._client.get_paginator("list_objects_v2")
+        with self.errors(""):
+            paginator = self.client.get_paginator("list_objects_v2")
             pages = paginator.paginate(Bucket=self.bucket, Prefix=self.prefix, Delimiter="/")
             found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ())]
         names = (name.removeprefix(self.prefix).rstrip("/") for name in found)
@@ -174,15 +174,15 @@ class S3Store:
 
     def _send(self, path: Path, key: str, tag: dict[str, str], progress: Progress | None) -> str:
         if path.stat().st_size > PART_BYTES:
-            return upload_in_parts(self._client, self._at(key), tag, path, progress)
+            return upload_in_parts(self.client, self._at(key), tag, path, progress)
         data = path.read_bytes()
-        self._client.put_object(**self._at(key), **tag, Body=data)
+        self.client.put_object(**self._at(key), **tag, Body=data)
         report(progress, len(data))
         return composite_sha256([data], part_bytes_of(len(data)))
 
     def _get(self, key: str) -> dict[str, Any] | None:
         try:
-            return dict(self._client.get_object(**self._at(key)))
+            return dict(self.client.get_object(**self._at(key)))
         except ClientError as error:
             if _code(error) in _MISSING:
                 return None
@@ -190,7 +190,7 @@ class S3Store:
 
     def _head(self, key: str) -> dict[str, Any] | None:
         try:
-            return dict(self._client.head_object(**self._at(key), ChecksumMode="ENABLED"))
+            return dict(self.client.head_object(**self._at(key), ChecksumMode="ENABLED"))
         except ClientError as error:
             if _code(error) in _MISSING:
                 return None
@@ -213,7 +213,7 @@ class S3Store:
         for attempt in range(_ATTEMPTS):
             if attempt:
                 span = f"bytes={file.tell()}-"
-                answer = self._client.get_object(**self._at(key), Range=span, IfMatch=answer["ETag"])
+                answer = self.client.get_object(**self._at(key), Range=span, IfMatch=answer["ETag"])
             try:
                 for chunk in chunks(answer["Body"]):
                     file.write(chunk)
@@ -233,7 +233,7 @@ class S3Store:
         return f"{self.url}/{key}" if key else self.url
 
     @contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
+    def errors(self, key: str) -> Iterator[None]:
         """Turns every answer and failure of S3 into a sentence."""
         where = self._name(key)
         try:

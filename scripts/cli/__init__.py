@@ -14,14 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from scripts.cli import front_door, local_runpod, look_after_it, make_an_adapter, money, put_to_work, set_up, the_rooms
+from scripts.cli import (
+    front_door,
+    local_runpod,
+    look_after_it,
+    make_an_adapter,
+    money,
+    put_to_work,
+    records,
+    set_up,
+    the_rooms,
+)
 from scripts.cli.command import Command
 from scripts.errors import InputError, LorryError, Problem
 from scripts.settings import read_settings
 
 GROUPS: dict[str, Sequence[Command]] = {
     "make an adapter": make_an_adapter.COMMANDS,
-    "look after it": (*look_after_it.COMMANDS, *put_to_work.COMMANDS),
+    "look after it": (*look_after_it.COMMANDS, *put_to_work.COMMANDS, *records.COMMANDS),
     "the rooms": (*set_up.COMMANDS, *front_door.COMMANDS, *local_runpod.COMMANDS, *the_rooms.COMMANDS),
     "money": money.COMMANDS,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from recipes.job import Record
@@ -23,6 +23,12 @@ class Command:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The flag that every command has."""
     parser.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def actor(environment: Mapping[str, str]) -> str:
+    """Who is at this terminal, for the audit: LORRY_ACTOR where it is set, else the name of the login."""
+    names = (environment.get(name, "") for name in ("LORRY_ACTOR", "LOGNAME", "USER", "USERNAME"))
+    return next(filter(None, names), "unknown")
 
 
 def print_record(record: Record) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.backends import LAUNCHABLE, open_backend
 from scripts.backends.base import Backend, Observation
-from scripts.cli.command import Command, add_json, print_record
+from scripts.cli.command import Command, actor, add_json, print_record
 from scripts.errors import NotFound, Problem, ProviderError, TrainingFailed
 from scripts.job_folder import JobFiles, job_ids, read_job, read_jobs
 from scripts.settings import Settings
@@ -42,11 +42,14 @@ def _stop_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _stop(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.audit import record
     from scripts.stop import stop_job
 
-    store = open_store(settings.store)
+    store, now = open_store(settings.store), time.time()
     files = _known(store, arguments.job)
-    stop = stop_job(store, arguments.job, _backend(files), "user", arguments.reason, time.time())
+    stop = stop_job(store, arguments.job, _backend(files), "user", arguments.reason, now)
+    if stop is not None:
+        record(store, "stop", arguments.job, who=actor(os.environ), now=now, note=arguments.reason)
     if arguments.json:
         print(json.dumps({"job": arguments.job, "stop": stop.model_dump() if stop else None}))
     elif stop is None:
@@ -61,7 +64,7 @@ def _stop(arguments: argparse.Namespace, settings: Settings) -> int:
 def _jobs(arguments: argparse.Namespace, settings: Settings) -> int:
     store, now = open_store(settings.store), time.time()
     files = read_jobs(store, job_ids(store))
-    states = [(f, _state(f, now)) for f in files]
+    states = [(f, state_of(f, now)) for f in files]
     if arguments.json:
         print(json.dumps([{"job": f.job_id, **asdict(s)} for f, s in states], indent=2))
     elif not states:
@@ -78,7 +81,7 @@ def _show(arguments: argparse.Namespace, settings: Settings) -> int:
 
     store = open_store(settings.store)
     files = _known(store, arguments.job)
-    state = _state(files, time.time())
+    state = state_of(files, time.time())
     if arguments.json:
         records = {
             k: v.model_dump(mode="json") if v else None for k, v in vars(files).items() if hasattr(v, "model_dump")
@@ -158,7 +161,7 @@ def _backend(files: JobFiles) -> Backend:
     return open_backend(files.launch.backend, os.environ)
 
 
-def _state(files: JobFiles, now: float) -> JobState:
+def state_of(files: JobFiles, now: float) -> JobState:
     """The state with the provider's word where it can be asked; without it from the files alone."""
     observation: Observation | None = None
     if files.launch and files.launch.backend in LAUNCHABLE and files.submission and files.submission.handle:

@@ -17,7 +17,7 @@ from recipes.catalog import Catalog, load_catalog
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName, Data
-from scripts.cli.command import Command, add_json, print_record
+from scripts.cli.command import Command, actor, add_json, print_record
 from scripts.errors import LorryError
 from scripts.prepare_job import PreparedJob, check_set, prepare_job
 from scripts.settings import Settings
@@ -112,6 +112,7 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.audit import record
     from scripts.backends import open_backend
     from scripts.launch import launch
     from scripts.store import open_store
@@ -119,7 +120,9 @@ def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
     with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
         job = _prepared(arguments, settings, Path(folder))
         backend = open_backend(job.spec.backend, os.environ)
-        submission = launch(open_store(settings.store), job.spec, job.plan, job.data, backend, time.time())
+        store, now = open_store(settings.store), time.time()
+        record(store, "launch", job.spec.job_id, who=actor(os.environ), now=now, note=_terms(job))
+        submission = launch(store, job.spec, job.plan, job.data, backend, now)
     if arguments.json:
         print_record(submission)
     else:
@@ -128,16 +131,24 @@ def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.audit import record
     from scripts.run import run
+    from scripts.store import open_store
 
     with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
         job = _prepared(arguments, settings, Path(folder))
+        store = open_store(settings.store)
+        record(store, "launch", job.spec.job_id, who=actor(os.environ), now=time.time(), note=_terms(job))
         done = run(job, settings, os.environ, _say, sys.stderr, now=time.time)
     if arguments.json:
         print_record(done.manifest)
     else:
         print(done.summary)
     return 0
+
+
+def _terms(job: PreparedJob) -> str:
+    return f"{job.spec.recipe_name} on {job.spec.offer}, at most ${job.spec.cap_usd:.2f}"
 
 
 def _planned(

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.cli.command import Command, add_json, print_record
+from scripts.cli.command import Command, actor, add_json, print_record
 from scripts.errors import InputError, Problem, Refused
 from scripts.settings import Settings
 
@@ -27,6 +27,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     """Exit code 3 when the adapter did not pass."""
+    from scripts.audit import record
     from scripts.evaluate import evaluate, summary
     from scripts.job_folder import read_job
     from scripts.job_report import write_report
@@ -38,6 +39,8 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     judge = required_judge(arguments.judge, arguments.judge_model, key) if arguments.judge else None
     store = open_store(settings.store)
     assessment = evaluate(store, arguments.job, settings.models, os.environ, now=time.time(), judge=judge)
+    verdict = "passed" if assessment.passed else "not passed"
+    record(store, "evaluate", arguments.job, who=actor(os.environ), now=time.time(), note=verdict)
     state = job_state(read_job(store, arguments.job), None, time.time())
     report = write_report(store, arguments.job, state)
     if arguments.json:

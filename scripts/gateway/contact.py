@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recipes.job import LaunchSpec
+from scripts.audit import record
 from scripts.backends.base import Observation
 from scripts.errors import NotFound, Problem, ProviderError
 from scripts.gateway.budget import settled_usd
@@ -75,6 +76,7 @@ def cancel(door: Door, client: Client, client_id: str) -> Look:
     if found.state.is_final and found.state.state != "lost":
         return found
     backend = door.backend(files.launch.backend) if files.launch else None
+    record(found.room.jobs, "stop", files.job_id, who=f"client {client.name}", now=door.now())
     if files.launch is None or backend is None:
         stop = b'{"by": "user", "reason": "cancelled by the client", "at": %.3f}\n' % door.now()
         found.room.jobs.create(f"{files.job_id}/stop.json", stop)

@@ -22,6 +22,7 @@ from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
+from scripts.audit import record
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem
 from scripts.gateway.budget import reserve
 from scripts.gateway.clients import Client, known_models
@@ -76,6 +77,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
         data = room.jobs.read(f"{job_id}/launch.json")
         if data is not None:
             return Accepted(request, _started(door, room, LaunchSpec.model_validate_json(data), None, Path()))
+        record(room.jobs, "launch", job_id, who=f"client {client.name}", now=door.now(), note=loaded.name)
         try:
             return _begin(door, room, request, asked, loaded)
         except LorryError as error:

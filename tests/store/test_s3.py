@@ -279,7 +279,7 @@ def test_a_store_without_tags_still_takes_checkpoints(
     """Runpod's volumes answer NotImplemented to a tag."""
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"x" * 100)
-    client = s3_store._client  # type: ignore[attr-defined]
+    client = s3_store.client  # type: ignore[attr-defined]
     put, refused = client.put_object, []
 
     def put_object(**request: Any) -> Any:

@@ -1,0 +1,180 @@
+"""The end of a client: every version everywhere, nobody else's, with a certificate; and nothing by accident."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.job import Submission
+from scripts import audit
+from scripts.delete_client import Certificate, delete_client, survey
+from scripts.erase import still_there
+from scripts.errors import InputError, NotFound, Refused, VerificationFailed
+from scripts.push import push
+from scripts.state import JobState
+from scripts.store import open_store
+
+ENDED = JobState("completed", "done", 100, None, None, True)
+RUNNING = JobState("running", "training", 50, None, None, False)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _settle(url: str, client: str, job: Any) -> None:
+    """What a client has after one job: an adapter, an uploaded set, notes, and its own audit."""
+    store = open_store(f"{url}/clients/{client}/jobs")
+    push(job.adapter, store, "job-1")
+    store.write("job-1/launch.json", job.spec.model_dump_json().encode())
+    store.write("job-1/status.json", b"{}")
+    store.write("job-1/status.json", b'{"again": 1}')
+    open_store(f"{url}/clients/{client}/files").write("file-1/file.json", b"{}")
+    open_store(f"{url}/clients/{client}/notes").write("keys/1.json", b"{}")
+    audit.record(store, "launch", "job-1", who=f"client {client}", now=1.0)
+
+
+@pytest.fixture
+def two_clients(store_url: str, job: Any, request: pytest.FixtureRequest) -> str:
+    """A store with acme and acme-2 in it, versioned where it is a bucket."""
+    if store_url.startswith("s3://"):
+        s3 = request.getfixturevalue("s3")
+        bucket = store_url.split("/")[2]
+        s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    job.vouch()
+    for client in ("acme", "acme-2"):
+        _settle(store_url, client, job)
+    return store_url
+
+
+def _survey(url: str, client: str = "acme", *places: str, **changes: Any) -> Any:
+    return survey(url, client, places, **({"known": False, "state": lambda files: ENDED} | changes))
+
+
+def test_everything_of_one_client_goes_and_nothing_of_another(two_clients: str) -> None:
+    other = still_there(f"{two_clients}/clients/acme-2")
+    certificate = delete_client(_survey(two_clients), who="ann", now=1_700_000_000.0)
+    assert still_there(f"{two_clients}/clients/acme") == []
+    assert still_there(f"{two_clients}/clients/acme-2") == other
+    assert certificate.jobs == ("job-1",)
+    assert certificate.places[0].removed >= 8
+    stored = open_store(two_clients).read("_certificates/acme-1700000000.json")
+    assert stored is not None
+    assert Certificate.model_validate_json(stored) == certificate
+    chain = audit.verify(open_store(two_clients))
+    assert [(entry.what, entry.subject) for entry in chain.entries] == [("delete", "acme")] * 2
+    with pytest.raises(NotFound, match="nothing of it"):
+        _survey(two_clients)
+
+
+def test_the_certificate_names_no_file_and_its_hash_is_of_what_was_there(two_clients: str) -> None:
+    import hashlib
+
+    listed = still_there(f"{two_clients}/clients/acme")
+    certificate = delete_client(_survey(two_clients), who="ann", now=1.0)
+    text = "".join(json.dumps(item.model_dump(), sort_keys=True) + "\n" for item in listed)
+    assert certificate.places[0].sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert "adapter_model" not in certificate.model_dump_json()
+
+
+@pytest.fixture
+def bucket(s3: Any, s3_url: str, job: Any) -> tuple[str, str]:
+    """(URL, bucket): versioned, with one client."""
+    name = s3_url.split("/")[2]
+    s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    job.vouch()
+    _settle(s3_url, "acme", job)
+    return s3_url, name
+
+
+def test_old_versions_delete_markers_and_unfinished_uploads_go_too(bucket: tuple[str, str], s3: Any) -> None:
+    url, name = bucket
+    s3.delete_object(Bucket=name, Key="jobs/clients/acme/notes/keys/1.json")
+    s3.create_multipart_upload(Bucket=name, Key="jobs/clients/acme/jobs/job-1/checkpoints/big")
+    kinds = {item.kind for item in still_there(f"{url}/clients/acme")}
+    assert kinds == {"object", "delete marker", "unfinished upload"}
+    delete_client(_survey(url), who="ann", now=1.0)
+    left = s3.list_object_versions(Bucket=name, Prefix="jobs/clients/acme/")
+    assert left.get("Versions", []) == left.get("DeleteMarkers", []) == []
+    assert s3.list_multipart_uploads(Bucket=name).get("Uploads", []) == []
+
+
+def test_a_second_store_such_as_a_volume_is_emptied_too(two_clients: str, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    (volume / "clients" / "acme" / "bicycle").mkdir(parents=True)
+    (volume / "clients" / "acme" / "bicycle" / ".half").write_text("hidden")
+    certificate = delete_client(_survey(two_clients, "acme", volume.as_uri()), who="ann", now=1.0)
+    assert not (volume / "clients" / "acme").exists()
+    assert [place.removed for place in certificate.places][1] == 1
+
+
+def test_what_cannot_be_removed_makes_no_certificate(bucket: tuple[str, str], wire: Any) -> None:
+    """A bucket that keeps its versions answers a delete with 'done' and shows them still."""
+    url, _ = bucket
+    asked = _survey(url)
+    wire.app, app = _deaf_to_deletes(wire.app), wire.app
+    try:
+        with pytest.raises(VerificationFailed, match="objects are still there"):
+            delete_client(asked, who="ann", now=1.0)
+    finally:
+        wire.app = app
+    assert open_store(url).keys("_certificates") == []
+
+
+def _deaf_to_deletes(app: Any) -> Any:
+    def answer(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] == "DELETE":
+            start_response("204 No Content", [])
+            return [b""]
+        return app(environ, start_response)
+
+    return answer
+
+
+def test_a_client_with_a_running_job_or_an_open_door_is_not_deleted(two_clients: str) -> None:
+    open_store(f"{two_clients}/clients/acme/jobs").write(
+        "job-1/submission.json",
+        Submission(job_id="job-1", backend="local", request_sha256="0", submitted_at=1.0).model_dump_json().encode(),
+    )
+    with pytest.raises(Refused, match="it has not ended"):
+        _survey(two_clients, state=lambda files: RUNNING)
+    with pytest.raises(Refused, match="still holds acme; remove it"):
+        _survey(two_clients, known=True)
+    for name in ("../acme-2", "acme/../acme-2", "", "a", "ACME"):
+        with pytest.raises(InputError, match="a-z, 0-9 and hyphens"):
+            _survey(two_clients, name)
+    assert still_there(f"{two_clients}/clients/acme")
+
+
+def _lorry(store: str, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LORRY_STORE": store, "LORRY_ACTOR": "ann"}
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.cli", *words],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_without_yes_nothing_is_deleted_and_with_it_the_audit_says_who(tmp_path: Path, job: Any) -> None:
+    url = (tmp_path / "store").as_uri()
+    job.vouch()
+    _settle(url, "acme", job)
+    before = still_there(f"{url}/clients/acme")
+    dry = _lorry(url, "delete-client", "acme")
+    assert dry.returncode == 0, dry.stderr
+    assert "nothing was deleted" in dry.stdout
+    assert still_there(f"{url}/clients/acme") == before
+    done = _lorry(url, "delete-client", "acme", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "certificate" in done.stdout
+    assert still_there(f"{url}/clients/acme") == []
+    shown = _lorry(url, "audit")
+    assert "ann" in shown.stdout
+    assert "the chain is whole" in shown.stdout
+    entry = tmp_path / "store" / "_audit" / "00000001.json"
+    entry.write_text(entry.read_text().replace("ann", "bob"))
+    broken = _lorry(url, "audit", "verify")
+    assert broken.returncode == 7
+    assert "changed or replaced" in broken.stderr
