@@ -143,13 +143,12 @@ def _write_preparation(folder: Path, spec: LaunchSpec) -> None:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    """Two jobs: `good-1` learned, `other-1` learned something else. Nobody changes these; tests take a `desk`."""
+    """One job, `good-1`, whose adapter learned. Nobody changes it; tests take a `desk`."""
     home = tmp_path_factory.mktemp("made")
     models, store = home / "models", home / "jobs"
     make_smoke_model(models / "lorry--smoke")
     store.mkdir()
     finished_job(store, models, "good-1")
-    finished_job(store, models, "other-1", rate=0.02, seed=5)
     return Desk(store, models)
 
 
