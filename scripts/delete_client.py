@@ -17,7 +17,7 @@ from scripts.erase import Removed, erase, still_there
 from scripts.errors import InputError, NotFound, Problem, Refused, VerificationFailed
 from scripts.job_folder import JobFiles, job_ids, read_jobs
 from scripts.job_token import CLIENT_NAME
-from scripts.rooms import client_store
+from scripts.rooms import client_notes, client_store
 from scripts.state import JobState
 from scripts.store import open_store
 
@@ -96,7 +96,7 @@ def survey(root: str, client: str, places: Sequence[str], *, known: bool, state:
     found = tuple((url, tuple(still_there(url))) for url in urls)
     if not any(items for _, items in found):
         raise NotFound(Problem(f"client {client}", f"nothing of it in {', '.join(urls)}", "the name as in the store"))
-    return Survey(root, client, tuple(ids), found, str(audit.verify(jobs).head))
+    return Survey(root, client, tuple(ids), found, str(audit.verify(open_store(client_notes(root, client))).head))
 
 
 def delete_client(asked: Survey, *, who: str, now: float) -> Certificate:

@@ -71,6 +71,11 @@ def client_store(root: str, client: str) -> str:
     return f"{root.rstrip('/')}/clients/{client}/jobs"
 
 
+def client_notes(root: str, client: str) -> str:
+    """The URL of what the front door notes about a client; its audit is there."""
+    return f"{root.rstrip('/')}/clients/{client}/notes"
+
+
 def is_within(root: str, store: str) -> bool:
     """Whether a store is the one at `root` or that of one of its clients."""
     below = re.escape(root.rstrip("/")) + rf"/clients/{CLIENT_NAME.pattern}/jobs"

@@ -24,10 +24,10 @@ def _audit_arguments(parser: argparse.ArgumentParser) -> None:
 def _audit(arguments: argparse.Namespace, settings: Settings) -> int:
     """Both verbs verify; exit code 7 where the chain is broken."""
     from scripts.audit import verify
-    from scripts.rooms import client_store
+    from scripts.rooms import client_notes
     from scripts.store import open_store
 
-    url = client_store(settings.store, arguments.client) if arguments.client else settings.store
+    url = client_notes(settings.store, arguments.client) if arguments.client else settings.store
     chain = verify(open_store(url), arguments.head)
     if arguments.json:
         print(json.dumps({"head": str(chain.head), "entries": [e.model_dump() for e in chain.entries]}, indent=2))

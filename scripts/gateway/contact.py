@@ -76,7 +76,7 @@ def cancel(door: Door, client: Client, client_id: str) -> Look:
     if found.state.is_final and found.state.state != "lost":
         return found
     backend = door.backend(files.launch.backend) if files.launch else None
-    record(found.room.jobs, "stop", files.job_id, who=f"client {client.name}", now=door.now())
+    record(found.room.notes, "stop", files.job_id, who=f"client {client.name}", now=door.now())
     if files.launch is None or backend is None:
         stop = b'{"by": "user", "reason": "cancelled by the client", "at": %.3f}\n' % door.now()
         found.room.jobs.create(f"{files.job_id}/stop.json", stop)

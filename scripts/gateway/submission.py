@@ -77,7 +77,7 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
         data = room.jobs.read(f"{job_id}/launch.json")
         if data is not None:
             return Accepted(request, _started(door, room, LaunchSpec.model_validate_json(data), None, Path()))
-        record(room.jobs, "launch", job_id, who=f"client {client.name}", now=door.now(), note=loaded.name)
+        record(room.notes, "launch", job_id, who=f"client {client.name}", now=door.now(), note=loaded.name)
         try:
             return _begin(door, room, request, asked, loaded)
         except LorryError as error:

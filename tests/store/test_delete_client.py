@@ -33,8 +33,9 @@ def _settle(url: str, client: str, job: Any) -> None:
     store.write("job-1/status.json", b"{}")
     store.write("job-1/status.json", b'{"again": 1}')
     open_store(f"{url}/clients/{client}/files").write("file-1/file.json", b"{}")
-    open_store(f"{url}/clients/{client}/notes").write("keys/1.json", b"{}")
-    audit.record(store, "launch", "job-1", who=f"client {client}", now=1.0)
+    notes = open_store(f"{url}/clients/{client}/notes")
+    notes.write("keys/1.json", b"{}")
+    audit.record(notes, "launch", "job-1", who=f"client {client}", now=1.0)
 
 
 @pytest.fixture
