@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
-from recipes.catalog import load_catalog
 from recipes.evaluation import Assessment, Judgement, Override, Scores, TextScore, general_questions, perplexity
 from recipes.job import File, LaunchSpec, Manifest
 from recipes.recipe import Evaluation
@@ -25,7 +24,7 @@ from scripts.errors import InputError, NotFound, Problem, Refused, VerificationF
 from scripts.job_folder import read_job
 from scripts.judge import Judge, judge_answers
 from scripts.machine import trainer_environment, trains_on_cpu
-from scripts.models import making_command, model_folder, model_problem
+from scripts.models import making_commands, recipe_folder, recipe_problem
 from scripts.store import FileStore, Store
 
 SCORES, ASSESSMENT, OVERRIDE = "scores.json", "evaluation.json", "override.json"
@@ -190,15 +189,13 @@ def _measured(store: Store, spec: LaunchSpec, models: Path, environment: Mapping
 
 
 def _base_model(spec: LaunchSpec, models: Path) -> Path:
-    folder = model_folder(models, spec.recipe.base.id)
-    facts = load_catalog().models.get(spec.recipe.base.id)
-    if facts is not None and not facts.staged:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(making_command(folder), check=True, capture_output=True)
-    if problem := model_problem(folder):
+    models.mkdir(parents=True, exist_ok=True)
+    for command in making_commands(models, spec.recipe):
+        subprocess.run(command, check=True, capture_output=True)
+    if problem := recipe_problem(models, spec.recipe):
         want = f"run it on a machine that holds {spec.recipe.base.id}; the proof of a job measures it as well"
         raise Refused(Problem("evaluate", f"no measurement of this adapter yet, and {problem}", want))
-    return folder
+    return recipe_folder(models, spec.recipe)
 
 
 def _python(words: Sequence[str], spec: LaunchSpec, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

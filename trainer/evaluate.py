@@ -24,7 +24,9 @@ from recipes.chat import Message, tokenise
 from recipes.evaluation import Answer, Scores, TextScore, general_questions
 from recipes.job import LaunchSpec, Result, read_record, write_record
 from trainer.base_files import BaseFiles
-from trainer.data import IGNORE, ChatTokens, Example, padded, read_examples
+from trainer.batches import padded
+from trainer.cross_entropy import IGNORED
+from trainer.data import ChatTokens, Example, read_examples
 from trainer.failures import TrainingStopped, explain
 
 MOST_HELD_OUT = 64
@@ -116,7 +118,7 @@ def _padded_nll(model: Any, examples: Sequence[Example], pad_id: int) -> list[fl
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         rows = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORE, reduction="none"
+            logits[:, :-1].float().transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORED, reduction="none"
         )
         out += rows.sum(dim=1).tolist()
     return out
