@@ -62,7 +62,7 @@ def enters(path):
     for line in (IMAGE / "Dockerfile.dockerignore").read_text().splitlines():
         if line.strip() and not line.startswith("#"):
             pattern = re.escape(line.lstrip("!")).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
-            if re.fullmatch(pattern + "(?:/.*)?", path):
+            if re.fullmatch(f"{pattern}(?:/.*)?", path):
                 given = line.startswith("!")
     return given
 
@@ -108,7 +108,7 @@ def environment(target, root, home):
     words = [word for _, rest in of(target, "ENV") for word in shlex.split(rest)]
     values = dict(word.split("=", 1) for word in words)
     values |= {"HOME": str(home), "PYTHONPATH": str(root / values["PYTHONPATH"].strip("/"))}
-    return values | {"PATH": f"{Path(sys.executable).parent}:{values['PATH']}"}
+    return values | {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"}
 
 
 def someone():
@@ -146,7 +146,8 @@ def test_every_stage_comes_from_one_base_pinned_by_digest():
 def test_a_change_of_code_rebuilds_no_library(target):
     names = of(target, "RUN", "COPY", "ENV", "ARG", "USER", "CMD")
     first = next(i for i, (name, rest) in enumerate(names) if name == "COPY" and rest.split()[0] in CODE[target])
-    assert {name for name, _ in names[first:]} <= {"COPY", "USER", "CMD", "ENV"}
+    assert {name for name, _ in names[first:]} <= {"COPY", "USER", "CMD", "ENV", "RUN"}
+    assert all(rest.startswith("find ") for name, rest in names[first:] if name == "RUN")
     copied = {rest.split()[0] for name, rest in names[first:] if name == "COPY"}
     assert copied == CODE[target]
     assert not any(rest.split()[0] in CODE["trainer"] for _, rest in names[:first])
@@ -170,12 +171,26 @@ def test_what_enters_is_tracked_code_and_locks_and_nothing_else():
 
 
 @pytest.mark.parametrize("path", [
-    ".env", "scripts/.env", "recipes/smoke/.env", "trainer/key.pem", "scripts/id_rsa", "clients.yaml", ".git/config",
-    "jobs/job-1/data/train.jsonl", "infra/live/dev/aws/terraform.tfstate", "infra/live/dev/aws/secret.auto.tfvars",
-    "scripts/__pycache__/cost.cpython-311.pyc", "recipes/private.jsonl", "examples/bicycle-care.jsonl",
+    ".env", "scripts/.env", "recipes/smoke/.env", "clients.yaml", ".git/config", "jobs/job-1/data/train.jsonl",
+    "infra/live/dev/aws/terraform.tfstate", "infra/live/dev/aws/secret.auto.tfvars", "examples/bicycle-care.jsonl",
+    "scripts/__pycache__/cost.cpython-311.pyc",
 ])  # fmt: skip
-def test_no_secret_and_no_training_set_can_enter(path):
+def test_the_builder_is_not_given_secrets_and_training_sets(path):
     assert not enters(path)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_no_code_stops_the_build_and_is_named(target, laid_out):
+    root = laid_out(target)
+    check = of(target, "RUN")[-1][1].replace("/opt/lorry", str(root / "opt" / "lorry"))
+    assert subprocess.run(["sh", "-c", check], capture_output=True).returncode == 0
+    for name in ("scripts/key.pem", "recipes/private.jsonl", "scripts/backends/id_rsa"):
+        path = root / "opt" / "lorry" / name
+        path.write_text("x")
+        done = subprocess.run(["sh", "-c", check], capture_output=True, text=True)
+        assert done.returncode != 0
+        assert name in done.stdout
+        path.unlink()
 
 
 def test_no_secret_is_asked_for_or_set():
