@@ -58,7 +58,8 @@ def train_by_hand(job: Any, model_folder: Path, rate: float) -> None:
     from scripts.adapter import write_manifest
     from trainer import probe, targets
     from trainer.base_files import BaseFiles, loading
-    from trainer.data import ChatTokens, padded, read_examples
+    from trainer.batches import padded
+    from trainer.data import ChatTokens, read_examples
     from trainer.evaluate import measure
     from trainer.export import write_adapter
     from trainer.prove import prove
