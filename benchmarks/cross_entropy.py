@@ -8,24 +8,19 @@ process per variant. fp32, where a CPU's products are fast whatever its age.
 
 from __future__ import annotations
 
-import gc
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks.processes import growth_mib, peak_of_a_process
 from trainer.cross_entropy import chunked_cross_entropy
 
 VOCABULARY, TOKENS, HIDDEN, ROWS_PER_CHUNK = 151_936, 1024, 256, 64
 ROUNDS = 5
 VARIANTS = ("full", "chunked", "chunked, half masked")
-# The kernel gives freed blocks back at once; otherwise the resident set says nothing about peaks.
-HONEST_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -54,11 +49,7 @@ def peak_mib(variant: str) -> float:
     """Growth of this process's resident set during one step."""
     given = inputs()
     torch.mm(given[0][:8], given[1].t())  # the product's own buffers
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_mib("VmRSS")
-    step(variant, *given)
-    return _status_mib("VmHWM") - before
+    return growth_mib(lambda: step(variant, *given))
 
 
 def run() -> dict[str, float]:
@@ -71,30 +62,13 @@ def run() -> dict[str, float]:
             begin = time.process_time()
             step(variant, *given)
             seconds[variant] = min(seconds[variant], time.process_time() - begin)
-    mib = {variant: _peak_of_a_process(variant) for variant in VARIANTS[:2]}
+    mib = {variant: peak_of_a_process("benchmarks.cross_entropy", variant) for variant in VARIANTS[:2]}
     for variant in VARIANTS:
         print(f"{variant:<22}{seconds[variant]:>8.2f} s" + (f"{mib[variant]:>10.1f} MiB" if variant in mib else ""))
     results = {"ce_peak": mib["chunked"] / mib["full"], "ce_time": seconds["chunked"] / seconds["full"]}
     for name, value in results.items():
         print(f"{name:<22}{value:>10.4g}")
     return results
-
-
-def _peak_of_a_process(variant: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cross_entropy", "--peak", variant],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | HONEST_MALLOC,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.split()[-1])
-
-
-def _status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 if __name__ == "__main__":

@@ -10,50 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch import Tensor
 
-from trainer.experts.layouts import from_peft, to_peft
+from benchmarks.expert_layer import SCALE, Layer, Peer, Shape, Step, dense, make_layer, ours, reference, step_of
+from benchmarks.processes import growth_mib, peak_of_a_process
 from trainer.experts.lora_function import expert_mlp
 from trainer.experts.projection import Call, Factors, Summation
 from trainer.experts.quantised import Int8
-from trainer.experts.storage import Dense, FrozenStack
 
 ROUNDS = 6
-SCALE = 2.0
-# The kernel gives freed blocks back at once; otherwise the resident set says nothing about peaks.
-HONEST_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
-Step = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One layer and its tokens."""
-
-    experts: int
-    hidden: int
-    width: int
-    tokens: int
-    per_token: int
-    rank: int
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def rows(self) -> float:
-        """Rows per expert."""
-        return self.tokens * self.per_token / self.experts
-
-
 FEW_ROWS = Shape(256, 512, 128, 1024, 10, 16)
 MANY_ROWS = Shape(64, 512, 128, 4096, 8, 8)
 FEW_ROWS_BF16 = Shape(64, 512, 128, 256, 10, 16, torch.bfloat16)
@@ -61,129 +31,6 @@ PEAK = Shape(64, 512, 128, 1024, 8, 8)
 ACCURACY = Shape(16, 128, 64, 200, 4, 8)
 SMALL_DELTA = Shape(8, 512, 256, 512, 4, 16, torch.bfloat16)
 TRUE_WIDTHS = Shape(2, 2048, 512, 256, 1, 8)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Random weights in the size that initialisation gives, tokens, routes, and an upstream gradient."""
-
-    gate_up: Tensor
-    down: Tensor
-    factors: Factors
-    x: Tensor
-    index: Tensor
-    weight: Tensor
-    gradient: Tensor
-
-    def to(self, dtype: torch.dtype) -> Layer:
-        """The same numbers in another precision."""
-        cast = {k: v if k == "index" else v.to(dtype) for k, v in vars(self).items() if k != "factors"}
-        return Layer(**cast, factors=Factors(*(f.to(dtype) for f in self.factors)))
-
-
-def make_layer(shape: Shape, dtype: torch.dtype | None = None, seed: int = 0) -> Layer:
-    """A layer of this shape; routes are uniform and never name an expert twice for one token."""
-    dtype = dtype or shape.dtype
-    e, h, i, r = shape.experts, shape.hidden, shape.width, shape.rank
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int, std: float = 1.0) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64).mul_(std).to(dtype)
-
-    return Layer(
-        gate_up=normal(e, 2 * i, h, std=h**-0.5),
-        down=normal(e, h, i, std=i**-0.5),
-        factors=Factors(
-            normal(e, r, h, std=h**-0.5),
-            normal(e, 2 * i, r, std=0.1),
-            normal(e, r, i, std=i**-0.5),
-            normal(e, h, r, std=0.1),
-        ),
-        x=normal(shape.tokens, h),
-        index=torch.rand(shape.tokens, e, generator=generator).topk(shape.per_token).indices,
-        weight=torch.softmax(normal(shape.tokens, shape.per_token).double(), 1).to(dtype),
-        gradient=normal(shape.tokens, h),
-    )
-
-
-def ours(
-    layer: Layer,
-    stacks: tuple[FrozenStack, FrozenStack],
-    summation: Summation = "split",
-    keep: bool = True,
-    experts_per_block: int | None = 1,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Our function on this layer's factors, as a function of tokens and routing weights."""
-    call = Call(*stacks, SCALE, summation, keep, experts_per_block)
-    factors = Factors(*(f.requires_grad_() for f in layer.factors))
-    return lambda x, weight: expert_mlp(x, layer.index, weight, factors, call)
-
-
-def dense(layer: Layer, columns: int = 0) -> tuple[Dense, Dense]:
-    """The layer's frozen weights as they are."""
-    return Dense(layer.gate_up, columns), Dense(layer.down, columns)
-
-
-class Peer(nn.Module):
-    """PEFT's LoRA on both fused parameters over transformers' grouped_mm experts, holding the same numbers."""
-
-    def __init__(self, layer: Layer):
-        from peft import LoraConfig, get_peft_model
-        from transformers import Qwen3NextConfig
-        from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextExperts
-
-        super().__init__()
-        count, rank, hidden = layer.factors.gate_up_a.shape
-        config = Qwen3NextConfig(num_experts=count, hidden_size=hidden, moe_intermediate_size=layer.down.shape[2])
-        config._experts_implementation = "grouped_mm"
-        base = _Holder(Qwen3NextExperts(config).to(layer.x.dtype))
-        base.experts.gate_up_proj.data, base.experts.down_proj.data = layer.gate_up, layer.down
-        parameters = ["experts.gate_up_proj", "experts.down_proj"]
-        lora = LoraConfig(r=rank, lora_alpha=round(SCALE * rank), target_modules=[], target_parameters=parameters)
-        self.model = get_peft_model(base, lora, autocast_adapter_dtype=False)
-        self._named = {k.replace(".default", ""): p for k, p in self.model.named_parameters() if p.requires_grad}
-        for key, tensor in to_peft({"experts": layer.factors}).items():
-            self._named[key].data = tensor.clone()
-        self.index, self.experts = layer.index, count
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """y of tokens and routing weights."""
-        return self.model(x, self.index, weight)
-
-    def factor_gradients(self) -> Factors:
-        """The gradients of A and B in our order."""
-        return from_peft({key: parameter.grad for key, parameter in self._named.items()}, self.experts)["experts"]
-
-
-class _Holder(nn.Module):
-    def __init__(self, experts: nn.Module):
-        super().__init__()
-        self.experts = experts
-
-    def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        return self.experts(x, index, weight)
-
-
-def reference(layer: Layer, factors: Factors, x: Tensor, weight: Tensor) -> Tensor:
-    """y with every delta written out, differentiable; in the layer's own precision."""
-    gate_up = layer.gate_up + SCALE * factors.gate_up_b @ factors.gate_up_a
-    down = layer.down + SCALE * factors.down_b @ factors.down_a
-    y = torch.zeros_like(x)
-    for e in range(len(gate_up)):
-        token, slot = torch.where(layer.index == e)
-        gate, up = linear(x[token], gate_up[e]).chunk(2, 1)
-        y = y.index_add(0, token, linear(silu(gate) * up, down[e]) * weight[token, slot, None])
-    return y
-
-
-def step_of(function: Callable[[Tensor, Tensor], Tensor], layer: Layer) -> Step:
-    """One forward and backward."""
-
-    def step() -> None:
-        x, weight = layer.x.clone().requires_grad_(), layer.weight.clone().requires_grad_()
-        function(x, weight).backward(layer.gradient)
-
-    return step
 
 
 def least_seconds(steps: dict[str, Step], rounds: int = ROUNDS) -> dict[str, float]:
@@ -218,18 +65,7 @@ def speeds() -> dict[str, float]:
 
 def peaks() -> dict[str, float]:
     """The extra memory of one step over the peer's, keeping and recomputing the gate_up product."""
-    mib = {}
-    for name in ("peer", "keep", "recompute"):
-        command = [sys.executable, "-m", "benchmarks.experts", "--peak", name]
-        done = subprocess.run(
-            command,
-            cwd=Path(__file__).parent.parent,
-            env=os.environ | HONEST_MALLOC,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        mib[name] = float(done.stdout.split()[-1])
+    mib = {name: peak_of_a_process("benchmarks.experts", name) for name in ("peer", "keep", "recompute")}
     print("extra peak of one step: " + ", ".join(f"{name} {value:.1f} MiB" for name, value in mib.items()))
     return {"expert_memory": mib["keep"] / mib["peer"], "expert_memory_recompute": mib["recompute"] / mib["peer"]}
 
@@ -242,11 +78,7 @@ def peak_mib(name: str) -> float:
     step()
     for tensor in function.parameters() if isinstance(function, Peer) else layer.factors:
         tensor.grad = None
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_mib("VmRSS")
-    step()
-    return _status_mib("VmHWM") - before
+    return growth_mib(step)
 
 
 def errors() -> dict[str, float]:
@@ -363,11 +195,6 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 def _print_seconds(title: str, seconds: dict[str, float]) -> None:
     print(f"{title}: " + ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items()))
-
-
-def _status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 if __name__ == "__main__":
