@@ -91,7 +91,7 @@ def _page(results: dict[str, dict[str, object]]) -> str:
         "Written by `python -m benchmarks`. Ratios are against the named peer in the same run: interleaved rounds, CPU",
         "time, least of the rounds. Plain figures are wall time.",
         "",
-        "**Nothing here was measured on a GPU.** `python -m benchmarks.h200` is written for one H200 or H100 and ran on",
+        "**Nothing here was measured on a GPU.** `python -m benchmarks.h200` is for one H200 or H100 and has run on",
         "a CPU at toy size only: speed and peak of the 80B are arithmetic so far (`lorry plan RECIPE --explain`).",
         "",
         "| figure | value | goal | met | date |",
