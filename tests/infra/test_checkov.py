@@ -1,7 +1,4 @@
-"""checkov finds nothing that is not fixed or skipped beside the resource with a reason.
-
-It needs 291 MB of its own, so it lives in a cached environment: LORRY_CACHE or ~/.cache/lorry, one folder per version.
-"""
+"""checkov finds nothing that is not fixed or skipped beside the resource with a reason."""
 
 from __future__ import annotations
 
@@ -9,27 +6,19 @@ import json
 import os
 import re
 import subprocess
-import venv
-from pathlib import Path
 
 import pytest
 
 from tests.infra.conftest import INFRA
+from tests.tools import tool_environment
 
 VERSION = "3.3.30"
 
 
 @pytest.fixture(scope="session")
 def checkov():
-    """Python of the environment that holds checkov, made on first use."""
-    cache = Path(os.environ.get("LORRY_CACHE") or Path.home() / ".cache" / "lorry")
-    folder = cache / f"checkov-{VERSION}"
-    python, done = folder / "bin" / "python", folder / "complete"
-    if not done.exists():
-        venv.create(folder, with_pip=True, clear=True, symlinks=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"checkov=={VERSION}"], check=True)
-        done.touch()
-    return python
+    """Python of the environment that holds checkov: it needs 291 MB of its own."""
+    return tool_environment(f"checkov=={VERSION}") / "bin" / "python"
 
 
 def accepted():
