@@ -1,0 +1,216 @@
+"""Section 1 of the instructions, walked from its first command to its last, on stand-ins for Runpod and AWS.
+
+What differs from a real walk is in STAND_INS and nowhere else: the person's own values, and a model and a recipe that
+train on this machine. Steps are shell blocks as they are printed; what one exports the next one sees.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from scripts.fake_runpod.host import Host
+from scripts.fake_runpod.processes import ProcessRunner
+from scripts.fake_runpod.server import LocalRunpod, serve
+from scripts.machine import free_port
+from tests.docs.made import DOCUMENTS, ROOT
+from tests.infra.conftest import (  # noqa: F401  (fixtures)
+    RUNPOD_KEY,
+    aws_fake,
+    aws_provider,
+    aws_server,
+    base_env,
+    client,
+    short_tmp,
+    start_provider,
+)
+from tests.tools import tool_environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+STEP = re.compile(r"^## (Step (\d+)\. .+)$", flags=re.MULTILINE)
+IMAGE_REPOSITORY = "repository_urls"
+
+
+def steps() -> dict[int, tuple[str, list[str]]]:
+    """Number -> (heading, shell blocks) of Section 1."""
+    text = DOCUMENTS[1].read_text(encoding="utf-8").partition("# Section 2")[0]
+    found = list(STEP.finditer(text))
+    ends = [*(one.start() for one in found[1:]), len(text)]
+    return {
+        int(one[2]): (one[1], re.findall(r"^```sh\n(.*?)^```", text[one.end() : end], flags=re.M | re.S))
+        for one, end in zip(found, ends, strict=True)
+    }
+
+
+class Walk:
+    """One person's terminal window in a copy of the repository."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], stand_ins: dict[str, str]) -> None:
+        self.folder, self.environment, self.stand_ins = folder, environment, stand_ins
+
+    def do(self, number: int, *, without: str = "", may_fail: str = "\0") -> str:
+        """Runs the blocks of a step and returns what they printed. A step that fails fails the test."""
+        heading, blocks = steps()[number]
+        said = ""
+        for block in blocks:
+            for old, new in self.stand_ins.items():
+                block = block.replace(old, new)
+            lines = [line for line in block.splitlines() if not without or not line.startswith(without)]
+            lines = [line + " || true" if line.startswith(may_fail) else line for line in lines]
+            script = "set -euo pipefail\n" + "\n".join(lines) + f"\nenv -0 > {self.folder}/.window\n"
+            done = subprocess.run(
+                ["bash", "-c", script],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=900,
+            )
+            assert done.returncode == 0, f"{heading}:\n{block}\n{done.stdout[-3000:]}"
+            pairs = (self.folder / ".window").read_text().split("\0")
+            self.environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            said += done.stdout
+        return said
+
+
+@pytest.fixture
+def runpod(short_tmp: Path) -> Iterator[LocalRunpod]:  # noqa: F811
+    with serve(RUNPOD_KEY, host=Host(short_tmp / "pods", ProcessRunner())) as local:
+        yield local
+
+
+@pytest.fixture
+def walk(
+    tmp_path: Path,
+    base_env: dict[str, str],  # noqa: F811
+    aws_provider: None,  # noqa: F811
+    aws_fake: str,  # noqa: F811
+    runpod: LocalRunpod,
+) -> Iterator[Walk]:
+    """A window at the beginning, with the two clouds, Runpod's provider and the programs of step 1 in place."""
+    copy = tmp_path / "lorry"
+    subprocess.run(["git", "clone", "-q", ROOT, copy], check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-m", "-o", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.split():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    aws = tool_environment("awscli==1.46.3") / "bin"
+    for name, body in {
+        "lorry": f'exec {sys.executable} -m scripts.cli "$@"',
+        "make": 'echo "make $*"',  # the demo has tests of its own
+        "aws": f'exec {aws}/python {aws}/aws "$@"',
+        "python3.11": f'exec {sys.executable} "$@"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    ec2 = client(aws_fake, "ec2")
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    subnet = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"][0]["SubnetId"]
+    provider, attached = start_provider(base_env, runpod.url)
+    environment = {
+        **{name: value for name, value in base_env.items() if not name.startswith("AWS_")},
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(copy),
+        "TF_REATTACH_PROVIDERS": attached,
+        "RUNPOD_API_BASE_URL": runpod.url,
+        "AWS_ENDPOINT_URL": aws_fake,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    stand_ins = {
+        'export PATH="$PWD/.venv/bin:$PATH"': ":",
+        "YOUR_ADMIN_KEY_ID": "testing",
+        "YOUR_ADMIN_SECRET": "testing",
+        "YOUR_RUNPOD_KEY": RUNPOD_KEY,
+        "YOUR_NAME-lorry-state": "someone-lorry-state",
+        "YOUR_ACCOUNT": "123456789012",
+        "YOUR_GITHUB_NAME": "someone",
+        "YOUR_VPC": vpc,
+        "YOUR_SUBNET": subnet,
+        "YOU@EXAMPLE.COM": "someone@example.com",
+        "FRONT_DOOR_KEY_ID": "testing",
+        "FRONT_DOOR_SECRET": "testing",
+        "YOUR_VOLUME_KEY_ID": "testing",
+        "YOUR_VOLUME_SECRET": "testing",
+        "https://s3api-us-mo-1.runpod.io": aws_fake,
+        "AWS_DEFAULT_REGION=US-MO-1": "AWS_DEFAULT_REGION=us-east-1",
+        "examples/workshop-12.jsonl": "examples/bicycle-care.jsonl",
+        "Qwen/Qwen3.6-35B-A3B": "lorry/smoke",
+        "qwen3.6-35b-a3b/zero3": "smoke/pod",
+    }
+    window = Walk(copy, environment, stand_ins)
+    yield window
+    provider.communicate()
+
+
+def test_the_steps_are_numbered_and_each_has_commands_or_is_marked_as_console() -> None:
+    found = steps()
+    assert list(found) == list(range(1, len(found) + 1))
+    text = DOCUMENTS[1].read_text(encoding="utf-8")
+    for heading, blocks in found.values():
+        body = heading + text.partition(heading)[2].partition("\n## ")[0]
+        assert blocks or "(console)" in body or heading == "Step 1. What you need", heading
+
+
+def test_section_one_leads_from_nothing_to_an_adapter_and_back(
+    walk: Walk,
+    runpod: LocalRunpod,
+    aws_fake: str,  # noqa: F811
+) -> None:
+    for number in (1, 2, 3, 6, 7):
+        walk.do(number)
+    assert "Apply complete" in walk.do(8)
+    assert "@sha256:" in walk.do(9)
+    assert "Apply complete" in walk.do(10)
+    said = walk.do(11)
+    assert said.count("missing") == 2, said
+    assert said.count("created") == 2, said
+    # The stand-in for the model is made where it is used, so there is nothing to stage: tests/setup/test_stage.py does
+    # that against a local hub. The stand-in for AWS knows no quotas, which the doctor may say.
+    said = walk.do(12, without="  lorry stage", may_fail="lorry doctor")
+    assert re.findall(r"^failed +(.+?):", said, flags=re.MULTILINE) == [], said
+    mount_volume(runpod, aws_fake, volume)
+    assert "verified" in walk.do(13)
+    walk.do(14)
+    front_door_opens(walk)
+    said = walk.do(17)
+    assert said.count("Destroy complete") == 2
+    assert not runpod.account.held["pods"]
+    assert not runpod.account.held["network-volumes"]
+
+
+def front_door_opens(walk: Walk) -> None:
+    """Step 15, whose last command stays: it is started, asked with the key that was made, and ended."""
+    walk.do(15, without="lorry gateway")
+    port = free_port()
+    command = [sys.executable, "-m", "scripts.cli", "gateway", "--clients", "clients.yaml", "--port", str(port)]
+    door = subprocess.Popen(command, cwd=walk.folder, env=walk.environment)
+    key = (walk.folder / "client.key").read_text().strip()
+    try:
+        give_up = time.monotonic() + 120
+        while True:
+            try:
+                url = f"http://127.0.0.1:{port}/v2/lorry/health"
+                assert httpx.get(url, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+                assert httpx.get(url, headers={"Authorization": "Bearer wrong"}).status_code == 401
+                return
+            except httpx.ConnectError:
+                assert door.poll() is None
+                assert time.monotonic() < give_up
+                time.sleep(0.2)
+    finally:
+        door.terminate()
+        door.wait()
