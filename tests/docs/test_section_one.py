@@ -182,7 +182,6 @@ def test_section_one_leads_from_nothing_to_an_adapter_and_back(
     # that against a local hub. The stand-in for AWS knows no quotas, which the doctor may say.
     said = walk.do(12, without="  lorry stage", may_fail="lorry doctor")
     assert re.findall(r"^failed +(.+?):", said, flags=re.MULTILINE) == [], said
-    mount_volume(runpod, aws_fake, volume)
     assert "verified" in walk.do(13)
     walk.do(14)
     front_door_opens(walk)
