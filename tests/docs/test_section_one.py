@@ -195,7 +195,8 @@ def test_section_one_leads_from_nothing_to_an_adapter_and_back(
 
 def push_image(url: str) -> str:
     """The digest of an image in the trainer's repository, as the workflow `image` would leave one."""
-    layers = {"schemaVersion": 2, "config": {"digest": "sha256:" + "1" * 64}, "layers": []}
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    layers = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": "sha256:" + "1" * 64}, "layers": []}
     ecr = client(url, "ecr")
     pushed = ecr.put_image(repositoryName="lorry-dev/trainer", imageManifest=json.dumps(layers), imageTag="first")
     return str(pushed["image"]["imageId"]["imageDigest"])
