@@ -149,6 +149,8 @@ def walk(
         "https://s3api-us-mo-1.runpod.io": aws_fake,
         "AWS_DEFAULT_REGION=US-MO-1": "AWS_DEFAULT_REGION=us-east-1",
         "examples/workshop-12.jsonl": "examples/bicycle-care.jsonl",
+        "runpod destroy": "runpod destroy -no-color -auto-approve",  # a person types yes
+        "aws destroy": "aws destroy -no-color -auto-approve",
         "Qwen/Qwen3.6-35B-A3B": "lorry/smoke",
         "qwen3.6-35b-a3b/zero3": "smoke/pod",
     }
