@@ -10,6 +10,7 @@ resource "aws_ecr_repository" "this" {
 
   name                 = "${var.prefix}/${each.key}"
   image_tag_mutability = "IMMUTABLE"
+  force_delete         = var.force_destroy
   tags                 = local._tags
 
   image_scanning_configuration {

@@ -52,3 +52,9 @@ variable "pull_principals" {
     error_message = "pull_principals must be ARNs of IAM roles or users; a whole account (:root) is too wide."
   }
 }
+
+variable "force_destroy" {
+  description = "Whether destroy may delete repositories that hold images."
+  type        = bool
+  default     = false
+}

@@ -14,9 +14,10 @@ module "store" {
 module "registry" {
   source = "../../modules/image-registry"
 
-  prefix      = var.prefix
-  tags        = var.tags
-  kms_key_arn = module.store.kms_key_arn
+  prefix        = var.prefix
+  tags          = var.tags
+  kms_key_arn   = module.store.kms_key_arn
+  force_destroy = var.force_destroy
 }
 
 module "sagemaker" {
