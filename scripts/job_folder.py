@@ -19,6 +19,7 @@ from recipes.job import (
     ContainerState,
     LaunchSpec,
     Manifest,
+    Metric,
     Proof,
     Record,
     Result,
@@ -92,6 +93,17 @@ def read_jobs(store: Store, ids: Iterable[str]) -> list[JobFiles]:
         read = pool.map(lambda at: _record(store, *at), wanted)
         values = dict(zip(wanted, read, strict=True))
     return [_job_files(job_id, {field: values[job_id, field] for field in _RECORDS}) for job_id in ids]
+
+
+def whole_metrics(data: bytes) -> list[Metric]:
+    """The lines of metrics.jsonl that are whole; a machine that died may have left half a line."""
+    metrics = []
+    for line in data.splitlines():
+        try:
+            metrics.append(Metric.model_validate_json(line))
+        except ValidationError:
+            continue
+    return metrics
 
 
 def required_job_id(job_id: str) -> str:

@@ -5,13 +5,11 @@ url = write_report(store, "smoke-1", state)
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
-from recipes.job import File, Metric
+from recipes.job import File
 from recipes.preparation import Plan, TrainingSetReport
 from scripts.errors import NotFound, Problem
 from scripts.evaluate import read_assessment, read_scores
-from scripts.job_folder import read_job
+from scripts.job_folder import read_job, whole_metrics
 from scripts.report import ReportInput, report_html
 from scripts.state import JobState
 from scripts.store import Store
@@ -32,7 +30,7 @@ def write_report(store: Store, job_id: str, state: JobState) -> str:
             result=files.result,
             proof=files.proof,
             manifest=files.manifest,
-            metrics=_metrics(store.read(f"{job_id}/metrics.jsonl") or b""),
+            metrics=whole_metrics(store.read(f"{job_id}/metrics.jsonl") or b""),
             outcome=state.state,
             sentence=state.sentence,
             cost_usd=files.manifest.cost_usd if files.manifest else state.spent_usd,
@@ -47,14 +45,3 @@ def write_report(store: Store, job_id: str, state: JobState) -> str:
 def _read(store: Store, key: str, model: type[File]) -> File | None:
     data = store.read(key)
     return None if data is None else model.model_validate_json(data)
-
-
-def _metrics(data: bytes) -> list[Metric]:
-    """The lines that are whole; a machine that died may have left half a line."""
-    metrics = []
-    for line in data.splitlines():
-        try:
-            metrics.append(Metric.model_validate_json(line))
-        except ValidationError:
-            continue
-    return metrics

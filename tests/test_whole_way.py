@@ -96,6 +96,16 @@ def test_the_job_is_listed_and_shown(terminal: Terminal, job: Path) -> None:
     assert isinstance(shown["status"]["epoch"], int)
 
 
+def test_the_plan_of_the_job_is_compared_with_what_came(terminal: Terminal, job: Path) -> None:
+    rows = json.loads(terminal.lorry("bench", "plan", "way-1", "--json").stdout)["jobs"]["way-1"]
+    real = {row["what"]: row["real"] for row in rows}
+    assert real["seconds per step"] > 0
+    assert real["minutes to first figure"] > 0
+    assert real["peak GiB"] == json.loads((job / "result.json").read_text())["peak_gib"]
+    assert real["dollars, quoted"] == 0.0
+    assert all(row["planned"] is not None for row in rows)
+
+
 def test_running_the_same_job_again_trains_nothing(terminal: Terminal, recipe: Path, job: Path) -> None:
     before = (job / "result.json").stat().st_mtime_ns
     again = terminal.lorry("run", str(recipe), "--training-set", str(SET), "--job", "way-1")

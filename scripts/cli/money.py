@@ -145,8 +145,28 @@ def _month_cost(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("plan",), help="plan: what the planner said against what came")
+    parser.add_argument("jobs", metavar="JOB", nargs="+", help="job ids; `lorry jobs` lists them")
+    add_json(parser)
+
+
+def _bench(arguments: argparse.Namespace, settings: Settings) -> int:
+    from scripts.bench_plan import compare, medians, table
+
+    store = open_store(settings.store)
+    found = {job: compare(store, job) for job in arguments.jobs}
+    if arguments.json:
+        jobs = {job: [asdict(row) | {"ratio": row.ratio} for row in rows] for job, rows in found.items()}
+        print(json.dumps({"jobs": jobs, "medians": medians(found.values())}, indent=2))
+    else:
+        print(table(found))
+    return 0
+
+
 COMMANDS = (
     Command("tick", "do what is due: overdue stops, callbacks, settlements", add_json, _tick),
     Command("reap", "end machines that are ours and overdue; report what is forgotten", _reap_arguments, _reap),
+    Command("bench", "compare plan and reality of jobs that ran", _bench_arguments, _bench),
     Command("cost", "say what a job or the month did cost, against its quote", _cost_arguments, _cost),
 )

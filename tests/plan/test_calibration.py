@@ -2,6 +2,9 @@
 
 What a publisher leaves open (batch, length, dtypes of the adapter) is assumed here and said so. Context and NCCL
 buffers, which the driver sees and the publishers mostly do not count, are left out as there.
+
+Errors as of 2026-11-27, nothing fitted: +3.8, -1.3, +0.7, +9.0 and -15.6 % (median 3.8 %). Held out, where rank and
+length are not published but assumed: -5.0 and +5.3 %.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from recipes.catalog import Shape, load_catalog
 from recipes.recipe import Adapter, TargetGroup
 from scripts.plan.memory import ALLOCATOR_GIB, SLACK, Batch, memory_terms
 from scripts.plan.parameters import targeted
-from scripts.plan.storage import Quantised, Storage
+from scripts.plan.storage import BUCKET_VALUES, Quantised, Storage
 from scripts.plan.term import GIB
 
 CATALOG = load_catalog()
 NEXT = CATALOG.models["Qwen/Qwen3-Next-80B-A3B-Instruct"].shape
+QWEN_35B = CATALOG.models["Qwen/Qwen3.6-35B-A3B"].shape
 QWEN_30B = CATALOG.models["Qwen/Qwen3-30B-A3B-Instruct-2507"].shape
 LLAMA_8B = Shape(
     vocabulary=128256,
@@ -106,3 +110,36 @@ def test_the_memory_form_meets_a_published_run(name: str) -> None:
 
 def test_the_median_error_over_the_published_runs_is_small() -> None:
     assert statistics.median(abs(point.error) for point in POINTS.values()) <= 0.05
+
+
+HELD_OUT = {
+    "ms-swift-35b": Point(
+        "examples/models/qwen3_5/transformers.sh, ZeRO-3 on 4 GPUs, rank 8: 4 x 30 GiB; assumed 2,048 tokens, full logits",
+        30,
+        0.1,
+        QWEN_35B,
+        "qwen3_5_moe",
+        Adapter(rank=8, targets=DENSE),
+        _storage(
+            None, 2, 6, 12, ranks=4, partitioned=True, bucket_values=BUCKET_VALUES, rows_per_chunk=2048, logit_bytes=12
+        ),
+        Batch(2048, 2048),
+    ),
+    "experts4bit-30b": Point(
+        "experts4bit-qlora 0.58.1, QLoRA of Qwen3-30B on one GPU: 26.16 GB; assumed rank 16 on all, 2,048 tokens",
+        26.16e9 / GIB,
+        0.1,
+        QWEN_30B,
+        "qwen3_moe",
+        Adapter(rank=16, targets=("attention", "experts")),
+        _storage("nf4", 4, 4, 2, rows_per_chunk=512, logit_bytes=12),
+        Batch(2048, 2048),
+    ),
+}
+"Set no constant. Two points are too few to say more than that nothing is far off."
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_the_memory_form_meets_a_run_that_set_no_constant(name: str) -> None:
+    point = HELD_OUT[name]
+    assert abs(point.error) <= point.within, f"{name}: planned {point.planned():.1f}, published {point.gib:.1f}"
