@@ -8,7 +8,7 @@ import re
 
 from benchmarks.__main__ import FOLDER, GOALS
 
-PROMISED = [
+PROMISED = {
     "expert_speedup_40",
     "expert_speedup_512",
     "expert_memory",
@@ -25,11 +25,11 @@ PROMISED = [
     "tokenise_speedup",
     "tokenise_identical",
     "staged_load_cpu",
-]
+}
 
 
 def test_every_promised_figure_has_a_goal() -> None:
-    assert set(PROMISED) <= set(GOALS)
+    assert PROMISED <= set(GOALS)
 
 
 def test_modules_with_a_run_are_benchmarks_and_the_one_for_a_gpu_is_none() -> None:

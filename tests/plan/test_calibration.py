@@ -114,7 +114,7 @@ def test_the_median_error_over_the_published_runs_is_small() -> None:
 
 HELD_OUT = {
     "ms-swift-35b": Point(
-        "examples/models/qwen3_5/transformers.sh, ZeRO-3 on 4 GPUs, rank 8: 4 x 30 GiB; assumed 2,048 tokens, full logits",
+        "examples/models/qwen3_5/transformers.sh, ZeRO-3, rank 8: 4 x 30 GiB; assumed 2,048 tokens, full logits",
         30,
         0.1,
         QWEN_35B,
