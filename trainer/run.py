@@ -20,8 +20,8 @@ from recipes.catalog import Catalog, Family
 from recipes.job import LaunchSpec, Metric
 from trainer import checkpoint, export, probe
 from trainer.base_files import BaseFiles
-from trainer.batches import layout_of
-from trainer.data import ChatTokens, Example, read_examples
+from trainer.batches import layout_of, token_count, trained_count
+from trainer.data import ChatTokens, Example, proven_fast, read_examples
 from trainer.deepspeed_config import deepspeed_config, sizes_of
 from trainer.environment import Place, StopRequest, join, leave, quiet_libraries, refuse_slow_kernels
 from trainer.failures import TrainingStopped
@@ -57,7 +57,7 @@ def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journ
     base = _base(spec, model_folder, catalog, place)
     journal.learn(base_sha256=base.sha256, world_size=place.world, versions=_versions())
     chat = ChatTokens(model_folder)
-    train_set, valid_set = _data(spec, job, chat)
+    train_set, valid_set = _data(spec, job, chat, journal)
     model, plan, config = _model(spec, base, place, journal)
     resumed = checkpoint.newest(job / "checkpoints", checkpoint.fit_key(spec, base.sha256))
     _refuse_different_starts(resumed, place)
@@ -115,12 +115,21 @@ def _base(spec: LaunchSpec, folder: Path, catalog: Catalog, place: Place) -> Bas
     return base
 
 
-def _data(spec: LaunchSpec, job: Path, chat: ChatTokens) -> tuple[list[Example], list[Example]]:
-    limit = spec.recipe.data.max_tokens
-    train_set = read_examples(job / "data" / "train.jsonl", spec.train_sha256, spec.train_examples, chat, limit)
-    if not spec.valid_examples:
-        return train_set, []
-    return train_set, read_examples(job / "data" / "valid.jsonl", spec.valid_sha256, spec.valid_examples, chat, limit)
+def _data(spec: LaunchSpec, job: Path, chat: ChatTokens, journal: Journal) -> tuple[list[Example], list[Example]]:
+    """Both sets as tokens."""
+    limit, sets, ways = spec.recipe.data.max_tokens, [], []
+    for name, sha256, count in (
+        ("train.jsonl", spec.train_sha256, spec.train_examples),
+        ("valid.jsonl", spec.valid_sha256, spec.valid_examples),
+    ):
+        path = job / "data" / name
+        fast = proven_fast(path, count, chat) if count else None
+        sets.append(read_examples(path, sha256, count, chat, limit, fast) if count else [])
+        ways.append("fast" if fast else "slow")
+    journal.say(
+        f"tokenised the {ways[0]} way: {token_count(sets[0]):,} tokens, {trained_count(sets[0]):,} of them trained"
+    )
+    return sets[0], sets[1]
 
 
 def _model(spec: LaunchSpec, base: Base, place: Place, journal: Journal) -> tuple[Any, TargetPlan, dict[str, Any]]:
