@@ -144,6 +144,8 @@ class QueueWorker:
 
 def main() -> None:
     """Hands the worker to the loop of the runpod package, which speaks to the queue until it is told to end."""
+    # Its usual level prints every output, and with it links that are keys for an hour. It is read at import.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     import runpod  # type: ignore[import-untyped]
 
     worker = QueueWorker(os.environ, runpod.serverless.progress_update)

@@ -52,7 +52,9 @@ def _reap(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.rooms import is_within
 
     now = time.time()
-    backends: dict[BackendName, Backend] = {"runpod_pod": open_backend("runpod_pod", os.environ)}
+    names: tuple[BackendName, ...] = ("runpod_pod", "runpod_queue")
+    environment = {**os.environ, "LORRY_STORE": settings.store}
+    backends: dict[BackendName, Backend] = {name: open_backend(name, environment) for name in names}
     machines = look(backends, open_store, lambda store: is_within(settings.store, store))
     world = World(tuple(machines), _forgotten({str(m.owned.handle.get("pod")) for m in machines}))
     decisions = judge(world, now)

@@ -177,14 +177,13 @@ class Queue:
         """What the clocks have ended by now: run time, life (also of a running job), kept results."""
         now = self.clock.now()
         for job in list(self.jobs.values()):
-            running = job.status == "IN_PROGRESS" and job.started_at is not None
-            if running and now - (job.started_at or now) > job.run_seconds:
-                job.error = "job timed out after " + f"{job.run_seconds:g}s"
-                self._end(job, "TIMED_OUT")
             over = job.ended_at is not None and now - job.ended_at > job.kept_seconds
             if over or (job.status not in FINAL and now - job.queued_at > job.life_seconds):
                 self._end(job, "CANCELLED")
                 del self.jobs[job.id]
+            elif job.status == "IN_PROGRESS" and now - (job.started_at or now) > job.run_seconds:
+                job.error = f"job timed out after {job.run_seconds:g} s"
+                self._end(job, "TIMED_OUT")
 
     def _end(self, job: QueueJob, status: str) -> None:
         if job.status in FINAL:
