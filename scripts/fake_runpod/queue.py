@@ -167,6 +167,17 @@ class Queue:
         """The jobs that a worker works on."""
         return [job for job in self.jobs.values() if job.worker == worker and job.status == "IN_PROGRESS"]
 
+    def stop_again(self, worker: str, job_ids: list[str]) -> None:
+        """A worker says what it works on: of that, what was ended meanwhile is to be stopped once more.
+
+        A stop that comes in the moment between the taking of a job and its start finds nothing to stop in the worker.
+        """
+        for job_id in job_ids:
+            job = self.jobs.get(job_id)
+            is_over = job is not None and job.worker == worker and job.status in ("CANCELLED", "TIMED_OUT")
+            if is_over and job_id not in self.to_stop.setdefault(worker, []):
+                self.to_stop[worker].append(job_id)
+
     def lose(self, worker: str) -> None:
         """The worker is gone: its jobs wait for another one, at the head of the queue."""
         self.to_stop.pop(worker, None)

@@ -176,6 +176,7 @@ class QueueRoutes:
         return 200, {}
 
     def _ping(self, asked: Asked, worker: Worker) -> tuple[int, Any]:
+        self._queue.stop_again(worker.id, asked.query.get("job_id", [""])[0].split(","))
         worker.is_unhealthy = asked.query.get("status", [""])[0] == "unhealthy"
         return 200, {}
 

@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -133,8 +134,7 @@ def serve(
 
     `host`: the machines behind the Pods; by real time they move by themselves, on a frozen clock with `advance`.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", port), _Handler)
     url = f"http://127.0.0.1:{server.server_port}/v2"
     clock = clock or Clock()
     account = Account(queue_base=url, pod_life=_first_life(host), hosted=host is not None, clock=clock)
@@ -173,6 +173,15 @@ def _fleet(host: Host | None, clock: Clock, url: str) -> Fleet:
 
 def _first_life(host: Host | None) -> tuple[str, ...]:
     return ("PROVISIONING",) if host is not None else ("RUNNING",)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A killed container breaks its connections; that is no fault of ours."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

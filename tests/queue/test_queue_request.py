@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from scripts.backends.runpod_queue_request import numbered, queue_request, unfit
 from scripts.errors import Refused
 from scripts.fake_runpod.catalog import Catalog
 from scripts.fake_runpod.contract import Contract
+from scripts.worker import QueueWorker
 from tests.queue.conftest import OFFER, QUEUE
 from tests.runpod.conftest import OPENAPI, spec_of
 
@@ -88,3 +92,28 @@ def test_the_sentence_of_a_failure_is_found_in_what_the_worker_loop_makes_of_it(
 
 def test_without_a_store_nothing_is_owned_and_nobody_is_asked() -> None:
     assert RunpodQueueBackend({}).owned() == []
+
+
+def test_the_worker_is_imported_without_the_runpod_package_a_server_or_torch() -> None:
+    code = (
+        "import sys, scripts.worker; print([m for m in ('runpod', 'torch', 'starlette', 'boto3') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "LORRY_STORE: not set"),
+        ({"LORRY_STORE": "{{ RUNPOD_SECRET_store }}"}, "LORRY_STORE: a secret that was not filled in"),
+        ({"LORRY_STORE": "s3://a-bucket/jobs", "LORRY_CLIENT": "A B"}, "LORRY_CLIENT: 'A B'"),
+        ({"LORRY_STORE": "s3://a-bucket/jobs", "LORRY_RECIPE": "smoke/none"}, "smoke/none"),
+        ({"LORRY_STORE": "s3://a-bucket/jobs", "LORRY_MAX_USD_PER_MONTH": "much"}, "LORRY_MAX_USD_PER_MONTH: 'much'"),
+        ({"LORRY_STORE": "s3://a-bucket/jobs"}, "input.base_model: missing"),
+    ],
+)
+def test_a_worker_that_cannot_train_fails_each_job_with_the_reason(environment: dict[str, str], said: str) -> None:
+    worker = QueueWorker(environment, lambda job, progress: None)
+    output = asyncio.run(worker.handler({"id": "q1", "input": {"dataset_url": "https://a.example/set.jsonl"}}))
+    assert said in output["error"]
