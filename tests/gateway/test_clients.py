@@ -6,9 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.routing import Route
 
 from recipes.errors import InputError
 from scripts.errors import Refused
+from scripts.gateway.app import create_app
 from scripts.gateway.budget import reserve
 from scripts.gateway.clients import load_clients
 from scripts.gateway.door import Door
@@ -29,6 +31,8 @@ BY_JOB = [
     ("GET", "/training/status/{}"),
     ("POST", "/training/cancel/{}"),
     ("GET", "/training/artifacts/{}"),
+    ("GET", "/v2/lorry/training/status/{}"),
+    ("GET", "/v2/lorry/training/artifacts/{}"),
     ("POST", "/v2/lorry/training/cancel/{}"),
     ("GET", "/v1/fine_tuning/jobs/{}"),
     ("POST", "/v1/fine_tuning/jobs/{}/cancel"),
@@ -55,6 +59,19 @@ def test_nothing_of_one_client_is_there_for_another(front: Front) -> None:
     mine = front.post(RUN, {"input": front.input()}, key=KEYS["brick"])  # the same id is another job here
     assert mine.json()["status"] == "IN_QUEUE"
     assert front.folder(JOB, "brick").is_dir()
+
+
+def test_every_path_to_one_job_is_in_the_list_above(front: Front) -> None:
+    """So that a new route cannot be forgotten; machines and links have their own tests."""
+    app = create_app(GatewaySettings(front.root.as_uri(), (), SECRET), {"acme": a_client("acme")}, **front.hands)
+    routes = {
+        (method, route.path.replace("{id}", "{}"))
+        for route in app.routes
+        if isinstance(route, Route) and "{" in route.path and not route.path.startswith(("/machines/", "/files/"))
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    assert routes - {("GET", "/v1/files/{}")} == set(BY_JOB)
 
 
 def test_an_uploaded_file_of_another_client_cannot_be_trained_on(front: Front) -> None:
@@ -113,6 +130,9 @@ def test_a_month_takes_what_fits_and_refuses_the_rest(tmp_path: Path) -> None:
     with pytest.raises(
         Refused, match=r"\$10.00 of \$10.00 is spent or booked in 2026-11, and this job may cost \$0.50"
     ):
+        reserve(room, "job-3", 0.5, november + 2)
+    room.jobs.write("job-1/settlement.json", b'{"usd": 1.25, "is_final": false}')  # more may yet be billed
+    with pytest.raises(Refused):
         reserve(room, "job-3", 0.5, november + 2)
     room.jobs.write("job-1/settlement.json", b'{"usd": 1.25, "is_final": true}')  # the bill was lower
     reserve(room, "job-4", 2.0, november + 3)

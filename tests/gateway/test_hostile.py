@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from collections import Counter
@@ -79,6 +80,29 @@ def test_a_body_that_cannot_be_used_is_refused_in_a_sentence(front: Front) -> No
         answer = front.http.post(front.url + RUN, content=body, headers=JSON)
         assert said in sentence(answer), body[:200]
     assert not front.folder("").exists() or list(front.folder("").iterdir()) == []
+
+
+TYPES = (
+    "text/plain",
+    "application/xml",
+    "multipart/form-data; boundary=x",
+    "application/json; charset=utf-16",
+    "\u00e9",
+    "",
+)
+
+
+def test_a_body_is_judged_by_itself_and_not_by_its_content_type(still: Front) -> None:
+    for number, kind in enumerate(TYPES):
+        headers = [(b"authorization", JSON["Authorization"].encode()), (b"content-type", kind.encode())]
+        body = json.dumps({"input": still.input(job_id=f"job-{number}")}).encode()
+        assert still.http.post(still.url + RUN, content=body, headers=headers).status_code == 200, kind
+        assert "not JSON" in sentence(still.http.post(still.url + RUN, content=b"--x\r\n", headers=headers)), kind
+        for encoding in (b"gzip", b"br", b"x"):
+            packed = [*headers, (b"content-encoding", encoding)]
+            sentence(still.http.post(still.url + RUN, content=gzip.compress(b"0" * 9_000_000), headers=packed))
+    upload = still.http.post(f"{still.url}/v1/files", content=b"{}", headers=JSON)
+    assert "not a form" in sentence(upload) or "missing" in sentence(upload)
 
 
 def test_ten_megabytes_are_refused_before_they_are_read_as_json(front: Front) -> None:

@@ -176,6 +176,24 @@ def test_every_stop_but_the_users_own_is_failed(front: Front, by: str) -> None:
     assert "it was time" in view["error"]
 
 
+def test_every_end_is_one_of_three_words_whoever_stopped_it(make_front: Any) -> None:
+    """The web app acts on COMPLETED and FAILED alone; CANCELLED it only hears after its own cancel."""
+    provider = Rented("local")
+    front = make_front(open_backend=lambda name, environment: provider)
+    for by in ("operator", "cap", "deadline", "reaper", "user"):
+        front.run(job_id=f"job-{by}")
+        stop = f'{{"by": "{by}", "reason": "it was time", "at": {time.time()}}}'
+        (front.folder(f"job-{by}") / "stop.json").write_text(stop)
+        provider.ended.append(f"job-{by}")
+        view = front.status(f"job-{by}")
+        old = front.get(f"/training/status/job-{by}").json()
+        if by == "user":
+            assert (view["status"], old["status"], "error" in view) == ("CANCELLED", "cancelled", False)
+        else:
+            assert (view["status"], old["status"], old["error_message"]) == ("FAILED", "failed", view["error"])
+            assert ("it was time" in view["error"], "output" in view) == (True, False)
+
+
 def test_a_failed_job_says_why_and_is_retried_under_its_own_id(front: Front) -> None:
     front.script(JOB, faults={"1": ["out_of_memory", 2]})
     front.run()

@@ -150,10 +150,12 @@ def test_a_machine_ends_itself_and_no_other(make_front: MakeFront, bucket: str) 
     )  # fmt: skip
     front.run(hyperparameters=MISTRAL)
     token = make_token(JOB, "acme", int(time.time()) + 3600, SECRET)
-    assert front.post("/machines/other-job/end", key=token).status_code == 401
+    for act in ("end", "credentials", "tick"):
+        assert front.post(f"/machines/other-job/{act}", key=token).status_code == 401
+        assert front.post(f"/machines/{JOB}/{act}", key=make_token(JOB, "acme", 1, SECRET)).status_code == 401
+        for key in (KEYS["acme"], KEYS["brick"], None):
+            assert front.post(f"/machines/{JOB}/{act}", key=key).status_code == 401
     assert front.post(f"/machines/{JOB}/end", key=make_token(JOB, "brick", 2**32, SECRET)).status_code == 404
-    assert front.post(f"/machines/{JOB}/end", key=make_token(JOB, "acme", 1, SECRET)).status_code == 401
-    assert front.post(f"/machines/{JOB}/end", key=KEYS["acme"]).status_code == 401
     assert front.get("/v2/lorry/health", token).status_code == 401  # nor does a token open the clients' routes
     assert provider.ended == []
     assert front.post(f"/machines/{JOB}/tick", key=token).json()["ticked"] is True

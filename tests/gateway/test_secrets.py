@@ -15,8 +15,12 @@ import pytest
 
 from recipes.errors import InputError
 from scripts.gateway.settings import read_gateway_settings
+from scripts.job_folder import read_job
+from scripts.job_report import write_report
 from scripts.job_token import make_token
 from scripts.machine import free_port
+from scripts.state import job_state
+from scripts.store import open_store
 from tests.gateway.conftest import KEYS, REPOSITORY, SECRET, Front
 
 HERE = Path(__file__).parent
@@ -45,6 +49,9 @@ def test_no_secret_leaves_the_front_door(
     keep(front.post("/v2/lorry/run", {"input": front.input(dataset_url="https://nowhere/?token=dataset-canary-3")}))
     keep(front.get("/v2/lorry/health", KEYS["acme"] + "x"))
     keep(front.post(f"/machines/{JOB}/end", key=make_token(JOB, "brick", int(time.time()) + 99, SECRET)))
+    files = read_job(open_store(front.folder(JOB).parent.as_uri()), JOB)
+    write_report(open_store(front.folder(JOB).parent.as_uri()), JOB, job_state(files, None, time.time()))
+    assert {"report.html", "environment.txt", "request.json"} <= {path.name for path in front.folder(JOB).iterdir()}
     stored = [path.read_bytes().decode("utf-8", "replace") for path in front.root.rglob("*") if path.is_file()]
     said = "".join(capfd.readouterr())
     heard = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]

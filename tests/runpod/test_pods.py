@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from scripts.adapter import verify_adapter
+from scripts.backends.runpod_api import RunpodApi
 from scripts.fake_runpod.host import Mishap
 from scripts.fake_runpod.pods import NO_CAPACITY
 from scripts.fake_runpod.server import Fault
 from scripts.job_lock import lock_owner
 from scripts.stop import stop_job
 from scripts.watch import watch
-from tests.runpod.conftest import Room
+from tests.runpod.conftest import KEY, Room
 
 MakeRoom = Callable[..., Room]
 
@@ -51,6 +52,29 @@ def test_a_pod_trains_to_a_verified_adapter_and_leaves_a_bill_and_nothing_else(m
     assert room.backend.observe(submission.handle).phase == "gone"
     assert room.backend.owned() == []
     assert room.creates() == 1
+
+
+def test_no_secret_is_in_a_request_a_log_the_trainers_environment_or_the_job_folder(
+    make_room: MakeRoom,
+) -> None:
+    room = make_room()
+    canaries = {"AWS_ACCESS_KEY_ID": "CANARY-id", "AWS_SECRET_ACCESS_KEY": "CANARY-secret", "HF_TOKEN": "hf_CANARY"}
+    room.environment["LORRY_POD_SECRETS"] = ",".join(f"{name}={name.lower()}" for name in canaries)
+    with RunpodApi(KEY, room.runpod.url) as api:
+        for name, value in canaries.items():
+            api.create("account/secrets", {"name": name.lower(), "value": value}, secret=True)
+    room.runpod.log.clear()
+    pod = room.launch().handle["pod"]
+    room.finish()
+    disk = room.runpod.host.folder / pod  # type: ignore[union-attr]
+    own = disk / "environment.json"  # what the container itself was given
+    assert all(value in own.read_text() for value in canaries.values())
+    seen = {f"{method} {path}": path + body for method, path, body in room.runpod.log} | {"the Pod's log": room.said()}
+    roots = (disk, Path(room.store.url.removeprefix("file://")))
+    paths = [path for root in roots for path in root.rglob("*") if path.is_file() and path != own]
+    assert {"environment.txt", "container.log", "launch.json"} <= {path.name for path in paths}
+    seen |= {str(path): path.read_bytes().decode("utf-8", "replace") for path in paths}
+    assert [where for where, text in seen.items() for value in (*canaries.values(), KEY) if value in text] == []
 
 
 def test_the_log_of_a_pod_is_that_of_its_container_and_its_platform(make_room: MakeRoom) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recipes.catalog import load_catalog
+from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
 from recipes.recipe import Recipe
 from scripts.backends.runpod_api import RunpodApi
@@ -38,9 +39,8 @@ def runpod(tmp_path: Path) -> Iterator[LocalRunpod]:
         assert local.drift == []
 
 
-@pytest.fixture
-def room(runpod: LocalRunpod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    """The smoke recipe with four steps on the training set that ships, for one GPU of a Pod."""
+def smoke_spec(data: Path, job_id: str) -> LaunchSpec:
+    """The smoke recipe with four steps on the training set that ships, for one GPU of a Pod; its set in `data`."""
     smoke = load_recipe("smoke/zero3")
     values = smoke.recipe.model_dump()
     values["training"] |= {"max_steps": 4}
@@ -49,7 +49,15 @@ def room(runpod: LocalRunpod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     loaded, catalog = LoadedRecipe(smoke.name, recipe, recipe_sha256(recipe)), load_catalog()
     tokenizer = find_tokenizer(recipe.base.id, [REPOSITORY / "recipes" / "smoke"])
     source = REPOSITORY / "examples" / "bicycle-care.jsonl"
-    report = prepare(source, tmp_path / "data", recipe.data, recipe.training.seed, tokenizer)
+    report = prepare(source, data, recipe.data, recipe.training.seed, tokenizer)
+    plan, store = make_plan(loaded, report, catalog), "s3://bucket/jobs"
+    return render(loaded, plan, report, catalog, job_id=job_id, backend="runpod_pod", store=store, commit=None)
+
+
+@pytest.fixture
+def room(runpod: LocalRunpod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    """One such job, its store in a bucket."""
+    spec = smoke_spec(tmp_path / "data", "real-1")
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     with serve_store("bucket") as url:
@@ -57,11 +65,7 @@ def room(runpod: LocalRunpod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         keys = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "mine", "AWS_EC2_METADATA_DISABLED": "true"}
         for name, value in (plain | keys).items():
             monkeypatch.setenv(name, value)
-        store = open_store("s3://bucket/jobs")
-        plan = make_plan(loaded, report, catalog)
-        spec = render(
-            loaded, plan, report, catalog, job_id="real-1", backend="runpod_pod", store=store.url, commit=None
-        )
+        store = open_store(spec.store)
         secrets = "AWS_ACCESS_KEY_ID=store_id,AWS_SECRET_ACCESS_KEY=store_key,HF_TOKEN=hf"
         environment = {"RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": runpod.url, "LORRY_IMAGE": IMAGE, **plain}
         with RunpodApi(KEY, runpod.url) as api:

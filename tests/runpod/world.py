@@ -83,7 +83,7 @@ def script_of(seed: int) -> Script:
         checkpoint_steps=chance.randint(1, 6),
         deadline_seconds=chance.choice([900, 3600, 3600, 7200]),
         trouble=trouble,
-        faults=[_fault(chance) for _ in range(chance.choice([0, 1, 2, 4]))],
+        faults=[random_fault(chance) for _ in range(chance.choice([0, 1, 2, 4]))],
         mishaps=[_mishap(chance) for _ in range(chance.choice([0, 0, 1, 2, 3]))],
         deaths=[chance.choice(["before", "after", "never"]) for _ in range(chance.choice([0, 0, 1, 2]))],
         jumps={chance.randint(1, 60): chance.choice([-30.0, 120.0, 1800.0]) for _ in range(chance.choice([0, 0, 1]))},
@@ -94,7 +94,7 @@ def script_of(seed: int) -> Script:
     )
 
 
-def _fault(chance: random.Random) -> Fault:
+def random_fault(chance: random.Random) -> Fault:
     method, path = chance.choice(
         [("POST", "/v2/pods$"), ("POST", "/v2/pods$"), ("GET", "/v2/pods"), ("DELETE", "/v2/pods/"), ("GET", "/v2/cat")]
     )
