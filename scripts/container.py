@@ -288,18 +288,18 @@ class _Container:
         return self.guard.child(name, command, environment, tick)
 
     def _death(self, end: End, log: str) -> Death:
-        free = shutil.disk_usage(self._work).free
-        return explain_death(end, tail(self._work / "logs" / f"{log}.log"), free)
+        return explain_death(end, tail(self._work / "logs" / f"{log}.log"), shutil.disk_usage(self._work).free)
 
     def _status(self, attempt: int) -> Status | None:
         status = self._read(Status, "status.json")
         return status if status and status.attempt == attempt else None
 
     def _result(self) -> Result | None:
-        """What the last attempt wrote; a result of an earlier one is none."""
-        result = self._read(Result, "result.json")
-        number = self._book.state.attempts[-1].number
-        return result if result and result.job_id == self._machine.job_id and result.attempt == number else None
+        """What the last attempt wrote; one of an earlier attempt, or of an adapter lost with its machine, is none."""
+        result, number = self._read(Result, "result.json"), self._book.state.attempts[-1].number
+        if result is None or result.job_id != self._machine.job_id or result.attempt != number:
+            return None
+        return result if all((self._work / "adapter" / n).is_file() for n in result.adapter_sha256) else None
 
     def _proof(self, result: Result) -> Proof | None:
         proof = self._read(Proof, "proof.json")

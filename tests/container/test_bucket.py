@@ -19,6 +19,7 @@ from scripts.adapter import verify_adapter
 from scripts.job_folder import download_folder
 from scripts.stop import stop_job
 from scripts.store import Store, open_store
+from scripts.supervisor import end_leftovers
 from tests.container.conftest import Job
 
 MakeJob = Callable[..., Job]
@@ -79,7 +80,8 @@ def test_a_new_machine_goes_on_from_the_bucket(make_job: MakeJob, bucket: Store,
     job.launch()
     job.wait(lambda: any(key.endswith("COMPLETE") for key in bucket.keys("job-1/checkpoints")))
     job.kill_container()
-    job.wait(lambda: job.is_gone() and not job.processes())
+    job.wait(job.is_gone)
+    end_leftovers(job.folder)
     shutil.rmtree(job.folder)  # the machine is gone with its disk
     job.launch()
     files = job.finish()
@@ -94,6 +96,27 @@ def test_a_new_machine_goes_on_from_the_bucket(make_job: MakeJob, bucket: Store,
     assert {"job-1/logs/trainer-1.log", "job-1/logs/trainer-2.log", "job-1/logs/container.log"} <= set(keys)
     log = bucket.read("job-1/logs/container.log") or b""
     assert log.index(b"takes the job, 0 attempts so far") < log.index(b"takes the job, 1 attempts so far")
+
+
+def test_an_adapter_lost_with_its_machine_before_it_was_stored_is_trained_again(
+    make_job: MakeJob, bucket: Store, tmp_path: Path
+) -> None:
+    """The bucket knows the result by then, but not the adapter that it names."""
+    job = make(make_job, bucket, tmp_path, prove=["hang"], timing={"grace": 5.0, "no_progress": 200.0})
+    job.launch()
+    job.wait(lambda: bucket.read("job-1/result.json") and bucket.keys("job-1/checkpoints"))
+    job.kill_container()
+    job.wait(job.is_gone)
+    end_leftovers(job.folder)
+    shutil.rmtree(job.folder)
+    bucket.write("job-1/replay.json", (bucket.read("job-1/replay.json") or b"").replace(b'"hang"', b'""'))
+    job.launch()
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "completed", job.log()
+    assert [attempt.number for attempt in files.container.attempts] == [1, 2]
+    download_folder(bucket, "job-1/adapter", tmp_path / "home")
+    assert verify_adapter(tmp_path / "home").job_id == "job-1"
 
 
 def test_a_stop_in_the_bucket_reaches_the_machine_and_its_checkpoint_comes_home(
