@@ -37,7 +37,7 @@ def script_of(seed: int) -> dict[str, Any]:
         "faults": faults,
         "prove": prove,
         "timing": timing,
-        "loading": 8.0,  # a machine that is busy takes its time to start a process
+        "loading": 4.0,  # a machine that is busy takes its time to start a process
     }
 
 
@@ -100,7 +100,8 @@ def faults_found(job: Job) -> list[str]:
 
 
 @pytest.mark.timeout(1200)
-def test_every_world_ends_well_or_with_a_cause(make_job: MakeJob) -> None:
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, WORLDS), marks=pytest.mark.slow)], ids=str)
+def test_every_world_ends_well_or_with_a_cause(make_job: MakeJob, seeds: range) -> None:
     def one(seed: int) -> tuple[int, str, list[str]]:
         chance = random.Random(f"deadline {seed}")
         deadline = 2 if chance.random() < 0.15 else 600
@@ -110,12 +111,13 @@ def test_every_world_ends_well_or_with_a_cause(make_job: MakeJob) -> None:
         return seed, state_of(job).state, [f"{f}\n{job.log()}" for f in found]
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        ends = list(pool.map(one, range(WORLDS)))
+        ends = list(pool.map(one, seeds))
     broken = [f"world {seed}: {fault}" for seed, _, faults in ends for fault in faults]
     assert not broken, "\n".join(broken)
     states = [state for _, state, _ in ends]
-    assert min(states.count("completed"), states.count("failed")) >= 5, states  # both kinds of end are in the draw
-    assert "cancelled" in states
+    if len(seeds) > 8:  # all kinds of end are in the draw
+        assert min(states.count("completed"), states.count("failed")) >= 5, states
+        assert "cancelled" in states
 
 
 def test_a_job_cannot_be_launched_as_another_one_while_it_runs(make_job: MakeJob) -> None:

@@ -119,7 +119,7 @@ def test_a_result_of_another_attempt_is_not_taken_for_this_one(make_job: MakeJob
 
 def test_a_trainer_that_stands_still_is_killed_and_started_again(make_job: MakeJob) -> None:
     timing = {"grace": 0.3, "no_progress": 2.5}
-    job = make_job(timing=timing, loading=60.0, faults={"1": ["hang", 4], "2": ["deaf", 5]}, step_seconds=0.01)
+    job = make_job(timing=timing, loading=20.0, faults={"1": ["hang", 4], "2": ["deaf", 5]}, step_seconds=0.2)
     files = run(job)
     assert ended(files) == ("completed", None), job.log()
     assert files.container is not None
