@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from recipes.catalog import Family
+from recipes.job import read_record
+from recipes.staged import STAGED, StagedModel
 from trainer.failures import TrainingStopped
 from trainer.shards import Header
 
@@ -37,8 +39,11 @@ class BaseFiles:
         (tensor name, shape, dtype) of all files, then for each file its size and 16 blocks of 64 KiB spread evenly
         from its first to its last byte (the whole file where it is smaller than that).
 
-        Two trainings of one architecture differ in nearly every weight, so in the sampled blocks too.
+        Two trainings of one architecture differ in nearly every weight, so in the sampled blocks too. A staged model
+        names the base that it was made of.
         """
+        if staged := read_record(StagedModel, self.folder / STAGED):
+            return staged.base_sha256
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         tensors = sorted(
             (name, header.tensors[name]["shape"], header.tensors[name]["dtype"])

@@ -11,31 +11,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from recipes.job import LaunchSpec
 from trainer.base_files import file_sha256
+from trainer.engine import WEIGHT, Engine
 
 FORMAT = 1
 KEPT = 2
-WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
 def fit_key(spec: LaunchSpec, base_sha256: str) -> str:
-    """SHA-256 of all that a step's arithmetic depends on; the number of ranks and the saving rhythm do not count."""
+    """SHA-256 of all that a step depends on; engine, number of ranks and the saving rhythm do not count."""
     recipe = spec.recipe
     free = {"micro_batch", "micro_tokens", "checkpoint_minutes", "checkpoint_steps"}
     said = {
@@ -44,6 +37,7 @@ def fit_key(spec: LaunchSpec, base_sha256: str) -> str:
         "training": recipe.training.model_dump(mode="json", exclude=free),
         "train_sha256": spec.train_sha256,
         "total_steps": spec.total_steps,
+        "quantize": recipe.hardware.quantize,
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -62,10 +56,13 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def save(folder: Path, step: int, trainable: dict[str, Any], state: dict[str, Any], keeper: bool) -> Path:
+def save(folder: Path, step: int, engine: Engine, state: dict[str, Any], keeper: bool) -> Path:
     """Gathers every tensor in turn on all ranks; the keeper (rank 0) writes. Collective. Raises OSError."""
     path = folder / f"step-{step:06d}"
-    tensors = {key: tensor for key, tensor in _gathered(trainable) if keeper}
+    tensors: dict[str, Any] = {}
+    for name in engine.trainable:
+        full = engine.full(name)
+        tensors |= {f"{name}/{kind}": tensor for kind, tensor in full.items()} if keeper else {}
     if keeper:
         _write(path, tensors, {"format": FORMAT, "step": step, **state})
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
@@ -75,49 +72,26 @@ def save(folder: Path, step: int, trainable: dict[str, Any], state: dict[str, An
 
 
 def load_weights(path: Path, trainable: dict[str, Any]) -> None:
-    """Copies the LoRA weights in. Before deepspeed.initialize: after it the working copy would stay stale."""
+    """Copies the LoRA weights in. Before the engine starts: after it DeepSpeed's working copy would stay stale."""
     with safe_open(path / "lora.safetensors", "pt") as file, torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(file.get_tensor(f"{name}/{WEIGHT}"))
 
 
-def load_optimizer(path: Path, optimizer: Any, trainable: dict[str, Any], rank: int, world: int) -> None:
-    """Restores fp32 masters and Adam moments, after deepspeed.initialize, each rank its part."""
-    step = float(read_state(path)["step"])
-    for flat in optimizer.fp32_partitioned_groups_flat:  # the state does not exist before the first step
-        zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-        optimizer.optimizer.state[flat] = {"step": torch.tensor(step), **zeros}
+def load_optimizer(path: Path, engine: Engine) -> None:
+    """Restores fp32 masters and Adam moments in an engine that has started."""
     with safe_open(path / "lora.safetensors", "pt") as file:
-        for name, parameter in trainable.items():
-            safe_set_local_fp32_param(parameter, _part(file.get_tensor(f"{name}/{WEIGHT}"), rank, world))
-            for moment in MOMENTS:
-                part = _part(file.get_tensor(f"{name}/{moment}"), rank, world)
-                safe_set_local_optimizer_state(parameter, part, moment)
+        engine.restore(int(read_state(path)["step"]), file.get_tensor)
 
 
-def full_weights(trainable: dict[str, Any], keeper: bool) -> dict[str, Any]:
+def full_weights(engine: Engine, keeper: bool) -> dict[str, Any]:
     """The fp32 LoRA weights in full shape by name, on the keeper; empty elsewhere. Collective."""
     weights = {}
-    for name, parameter in trainable.items():
-        full = safe_get_full_fp32_param(parameter)
+    for name in engine.trainable:
+        full = engine.full(name)[WEIGHT]
         if keeper:
-            weights[name] = full.detach().to("cpu", copy=True)
+            weights[name] = full
     return weights
-
-
-def _gathered(trainable: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-
-    for name, parameter in trainable.items():
-        yield f"{name}/{WEIGHT}", safe_get_full_fp32_param(parameter).detach().to("cpu", copy=True)
-        for moment in MOMENTS:
-            yield f"{name}/{moment}", safe_get_full_optimizer_state(parameter, moment).to("cpu", copy=True)
-
-
-def _part(full: Any, rank: int, world: int) -> Any:
-    """This rank's part of a ZeRO-3 partition: ceil(n / world) numbers, the last rank's filled up with zeros."""
-    flat = full.flatten()
-    size = -(-flat.numel() // world)
-    return torch.nn.functional.pad(flat, (0, size * world - flat.numel())).narrow(0, rank * size, size)
 
 
 def _write(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:

@@ -28,26 +28,27 @@ def sizes_of(model: Any, trainable: int) -> Sizes:
     )
 
 
-def deepspeed_config(training: Training, sizes: Sizes, leaf_block: str | None) -> dict[str, Any]:
-    """The configuration for ZeRO-3. `leaf_block` is the MoE block's class path when a target needs leaf blocks.
+def deepspeed_config(training: Training, sizes: Sizes) -> dict[str, Any]:
+    """The configuration for ZeRO-3.
 
     DeepSpeed's own limits (max_live 1e9, prefetch 5e7) are smaller than one layer of the 80B model (1.65e9): while a
-    layer is live the prefetch cap min(max_live - live, bucket) is negative, nothing is prefetched, and LoRA on
-    parameters ends in a tracing error. So there is room for one live layer, the next one, and the embedding.
+    layer is live the prefetch cap min(max_live - live, bucket) is negative and nothing is prefetched. So there is room
+    for one live layer, the next one, and the embedding.
+
+    No block is a leaf: only PEFT's parametrised weights need that, and nothing is trained through them here. Every
+    other LoRA, ours on the experts included, lets the ranks fetch in one order at any of these limits.
     """
     bucket = sizes.layer + sizes.layer // 20
-    zero: dict[str, Any] = {
+    zero = {
         "stage": 3,
         "overlap_comm": False,
         "contiguous_gradients": True,
-        # Leaf blocks and persistent small parameters drift apart over the ranks, up to a hang.
+        # Small parameters that stay gathered have drifted apart over the ranks, up to a hang.
         "stage3_param_persistence_threshold": 0,
         "stage3_max_live_parameters": 2 * bucket + sizes.outside,
         "stage3_max_reuse_distance": bucket,
         "stage3_prefetch_bucket_size": bucket,
     }
-    if leaf_block:
-        zero["leaf_module"] = {"classes": [leaf_block]}
     return {
         # Names without effect here: the loop says itself where a step ends, and how much each pass weighs.
         "train_micro_batch_size_per_gpu": 1,

@@ -1,8 +1,8 @@
-"""Loads the base model partitioned over the ranks, and refuses one that is not what its files say."""
+"""Loads the base model, partitioned over the ranks or whole, and refuses one that is not what its files say."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -11,26 +11,75 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from transformers import AutoModelForCausalLM
 
 from recipes.catalog import Family
+from recipes.job import read_record
+from recipes.staged import STAGED, Kind, StagedModel
 from trainer.base_files import BaseFiles, loading, refuse_incomplete
+from trainer.experts.module import quantise_experts
 from trainer.failures import TrainingStopped, explain
+from trainer.quantised_linear import QuantisedLinear
+from trainer.staged import STORAGES, load_staged, quantised_layers
+
+Quantisation = Literal["int8", "nf4"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"By a recipe's word for its precision."
 
 
-def load_base(files: BaseFiles, family: Family, dtype: Any) -> Any:
+def load_partitioned(files: BaseFiles, family: Family, dtype: Any) -> Any:
     """The model under zero.Init, every parameter partitioned, its weights proven to be those of the files.
 
     HfDeepSpeedConfig must exist and be held by the caller. Raises TrainingStopped.
     """
+    _refuse_other_kind(files, "bf16", "engine zero3 partitions bf16 weights")
+    model = _loaded(files, family, dtype=dtype)
+    refuse_unpartitioned(model)
+    if family.moe_block:
+        refuse_eager(model.config)
+    probe_weights(model, files)
+    return model
+
+
+def load_whole(files: BaseFiles, family: Family, dtype: Any, device: Any, quantize: Quantisation | None) -> Any:
+    """The whole model on one device, or spread over all for "auto", in the storage the recipe names.
+
+    A staged model is read straight to its place. A plain one is quantised here, which takes room for all of it in
+    `dtype`: fit for small models. Raises TrainingStopped.
+    """
+    if _refuse_other_kind(files, quantize or "bf16", f"the recipe says quantize {quantize or 'null'}"):
+        return load_staged(files.folder, dtype, device)[0]
+    model = _loaded(files, family, dtype=dtype, device_map="auto" if device == "auto" else {"": device})
+    if quantize:
+        quantise_in_memory(model, family, dtype, quantize)
+    return model
+
+
+def quantise_in_memory(model: Any, family: Family, dtype: Any, quantize: Quantisation) -> None:
+    """Leaves the model as its staged form would be loaded: expert stacks and the family's linears in storages."""
+    quantise = STORAGES[quantize].quantise
+    for name in quantised_layers(model, family)[1]:
+        parent, _, last = name.rpartition(".")
+        linear = model.get_submodule(name)
+        storage = quantise([linear.weight], 1)
+        setattr(model.get_submodule(parent), last, QuantisedLinear(storage, linear.bias, dtype))
+    if family.moe_block:
+        quantise_experts(model, quantize)
+
+
+def _refuse_other_kind(files: BaseFiles, wanted: Kind, why: str) -> bool:
+    """Whether the folder is a staged model; refuses one that is held otherwise than wanted."""
+    staged = read_record(StagedModel, files.folder / STAGED)
+    if staged and staged.kind != wanted:
+        raise TrainingStopped("bad_base_model", f"{files.folder} is staged as {staged.kind}, but {why}")
+    return staged is not None
+
+
+def _loaded(files: BaseFiles, family: Family, **how: Any) -> Any:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **loading(family))
+        model, info = AutoModelForCausalLM.from_pretrained(files.folder, **how, **loading(family))
     except (RuntimeError, ValueError) as error:
         if explain(error)[0] != "unexpected":
             raise
         raise TrainingStopped("bad_base_model", f"{files.folder} does not load: {error}".splitlines()[0]) from error
     refuse_incomplete(info)
-    refuse_unpartitioned(model)
-    if family.moe_block:
-        refuse_eager(model.config)
-    probe_weights(model, files)
     model.config.use_cache = False
     return model
 

@@ -11,28 +11,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from recipes.job import LaunchSpec, Metric
 from recipes.schedule import batch_of_step, epoch_of_step, learning_rate_of_step
 from trainer.batches import Layout, passes, share, token_count, trained_count
 from trainer.data import Example
+from trainer.engine import Engine
 from trainer.environment import Place, StopRequest
 from trainer.failures import TrainingStopped
 from trainer.journal import Journal
+from trainer.targets import is_b
 
 
 @dataclass
 class Run:
-    """What the steps work on. `trainable` is every LoRA matrix by name, in the same order on all ranks."""
+    """What the steps work on."""
 
     spec: LaunchSpec
     place: Place
     journal: Journal
-    engine: Any
-    optimizer: Any
-    trainable: dict[str, Any]
+    engine: Engine
     train: Sequence[Example]
     layout: Layout
     stop: StopRequest
@@ -65,11 +64,10 @@ def train(run: Run, first_step: int, save: Callable[[int], None]) -> bool:
     for step in range(first_step, spec.total_steps):
         started = time.monotonic()
         examples = [run.train[i] for i in _indices(run, step)]
-        with _recomputing(run.engine) if step == first_step else nullcontext():
-            nll, rate = _step(run, step, examples)
+        with _recomputing(run.engine.model) if step == first_step else nullcontext():
+            nll, rate, norm = _step(run, step, examples)
         due = time.monotonic() - saved_at > spec.recipe.training.checkpoint_minutes * 60
         stop, save_now, loss = _agreed(run, run.stop.asked, due and run.place.rank == 0, nll)
-        norm = float(run.engine.get_global_grad_norm() or 0.0)
         _refuse_nan(step + 1, loss, norm)
         _check_gradients(run, step + 1)
         speed = token_count(examples) / (time.monotonic() - started)
@@ -90,29 +88,25 @@ def _indices(run: Run, step: int) -> list[int]:
     return batch_of_step(step, len(run.train), training.global_batch, training.seed)
 
 
-def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float]:
-    """One optimizer step; (this rank's share of the mean loss, the learning rate).
+def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float, float]:
+    """One optimizer step; (this rank's share of the mean loss, the learning rate, the gradient norm).
 
-    The loss is divided by the trained tokens of the whole global batch. The engine averages over the ranks, so it is
-    multiplied back: 1, 2 or 3 ranks then take the same step.
+    The loss is divided by the trained tokens of the whole global batch: 1, 2 or 3 ranks then take the same step.
     """
     training, place = run.spec.recipe.training, run.place
     rate = learning_rate_of_step(
         step, run.spec.total_steps, training.learning_rate, training.schedule, training.warmup_fraction
     )
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
     tokens = trained_count(examples)
     mean = 0.0
     planned = passes(examples, run.layout, place.world)
-    for number, groups in enumerate(planned, start=1):
+    run.engine.begin(rate, len(planned))
+    for groups in planned:
         mine, counts = share(groups, place.rank)
-        run.engine.set_gradient_accumulation_boundary(number == len(planned))
-        loss = run.engine(**run.layout.tensors(mine, place.device)) * (float(counts) / tokens)
-        run.engine.backward(loss * place.world)
+        loss = run.engine.model(**run.layout.tensors(mine, place.device)) * (float(counts) / tokens)
+        run.engine.backward(loss)
         mean = mean + loss.detach().double()
-    run.engine.step()
-    return mean, rate
+    return mean, rate, run.engine.end()
 
 
 def _agreed(run: Run, stop: bool, due: bool = False, nll: Any = 0.0) -> tuple[bool, bool, float]:
@@ -136,11 +130,10 @@ def _check_gradients(run: Run, step: int) -> None:
     if step > 2:
         return
 
-    names = [name for name in run.trainable if f".lora_{'B' if step == 1 else 'A'}." in name]
+    names = [name for name in run.engine.trainable if is_b(name) == (step == 1)]
     flags = torch.zeros(2, len(names), device=run.place.device)
     for i, name in enumerate(names):
-        weight = safe_get_local_fp32_param(run.trainable[name])
-        momentum = safe_get_local_optimizer_state(run.trainable[name], "exp_avg")
+        weight, momentum = run.engine.part(name)
         flags[0, i] = float(momentum.count_nonzero() > 0)
         flags[1, i] = float(not torch.isfinite(weight).all())
     dist.all_reduce(flags)
@@ -174,13 +167,13 @@ def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: f
 
 
 @contextmanager
-def _recomputing(engine: Any) -> Iterator[None]:
+def _recomputing(model: Any) -> Iterator[None]:
     """Proves that layers are recomputed in backward: in eval mode gradient checkpointing is silently off."""
     calls: list[str] = []
-    layer = next(m for m in engine.modules() if isinstance(m, GradientCheckpointingLayer))
+    layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
     hooks = [
         next(layer.children()).register_forward_pre_hook(lambda module, arguments: calls.append("layer")),
-        engine.module.register_forward_pre_hook(lambda module, arguments: calls.append("pass")),
+        model.register_forward_pre_hook(lambda module, arguments: calls.append("pass")),
     ]
     try:
         yield
@@ -189,8 +182,3 @@ def _recomputing(engine: Any) -> Iterator[None]:
             hook.remove()
     if calls.count("layer") < 2 * calls.count("pass"):
         raise TrainingStopped("unexpected", "gradient checkpointing is off: layers are not recomputed in backward")
-
-
-def named_trainable(model: Any) -> Iterator[tuple[str, Any]]:
-    """The LoRA matrices, in the model's order."""
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

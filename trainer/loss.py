@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.nn.functional import pad
 
 from trainer.cross_entropy import IGNORED, chunked_cross_entropy
@@ -27,8 +26,7 @@ class WithLoss(torch.nn.Module):
         """The summed loss, or without labels the model's output."""
         if labels is None:
             return self.model(**{"use_cache": False, **inputs})
-        causal = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        hidden = causal.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
         return self.head(hidden, labels)
 
 

@@ -1,4 +1,8 @@
-"""Proves an adapter in a fresh process: plain transformers and PEFT must reproduce what the trained model said.
+"""Proves an adapter in a fresh process: from its file alone the trained model's answers must come again.
+
+Plain transformers and PEFT read it wherever they compute as the training did. They do not in two cases: PEFT cannot
+reach quantised experts, and in bf16 it folds an expert's LoRA into rounded weights, which loses about half of a small
+update. There our own modules read the same file, on the same base, in the training's arithmetic.
 
 python -m trainer.prove --job DIR --model DIR     # reads adapter/, probe.safetensors, result.json; writes proof.json
 
@@ -24,11 +28,16 @@ from transformers.utils import logging
 from recipes.catalog import Family, load_catalog
 from recipes.causes import EXIT_CODES
 from recipes.job import LaunchSpec, Proof, Result, read_record, write_record
+from recipes.recipe import Recipe
 from trainer import probe
 from trainer.base_files import BaseFiles, file_sha256, loading, refuse_incomplete
 from trainer.evaluate import measure
-from trainer.export import CONFIG, WEIGHTS
+from trainer.experts.module import use_our_experts
+from trainer.experts.projection import Summation
+from trainer.export import CONFIG, WEIGHTS, file_tensors, read_adapter
 from trainer.failures import TrainingStopped, explain
+from trainer.load import DTYPES, load_whole
+from trainer.targets import attach, base_only, meta_model, named_trainable, plan_targets
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,10 @@ def prove(job: Path, model_folder: Path) -> Proven:
     conversations, base_said, trained_said = probe.read_probe(job / "probe.safetensors")
     catalog = load_catalog()
     family = catalog.families[catalog.models[spec.recipe.base.id].family]
-    model, consumed = load_adapter(model_folder, job / "adapter", family, precision)
+    model, consumed = load_adapter(model_folder, job / "adapter", family, spec.recipe)
     device = next(model.parameters()).device
     again = probe.log_probabilities(model, conversations, device)
-    with model.disable_adapter():
+    with base_only(model):
         base_again = probe.log_probabilities(model, conversations, device)
     effect = probe.rms(base_said, trained_said)
     error = probe.rms(trained_said, again)
@@ -78,9 +87,18 @@ def prove(job: Path, model_folder: Path) -> Proven:
     return Proven(proof, model, spec, result)
 
 
-def load_adapter(model_folder: Path, adapter: Path, family: Family, precision: str) -> tuple[Any, int]:
-    """(PEFT model in eval mode, tensors of the file that it took up: all). Raises TrainingStopped."""
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+def load_adapter(model_folder: Path, adapter: Path, family: Family, recipe: Recipe) -> tuple[Any, int]:
+    """(the model with the adapter in eval mode, tensors of the file that it took up: all). Raises TrainingStopped."""
+    experts_in_bf16 = "experts" in recipe.adapter.targets and recipe.training.precision == "bf16"
+    if recipe.hardware.quantize or experts_in_bf16:
+        return _with_our_modules(model_folder, adapter, family, recipe)
+    model, consumed = _with_peft(model_folder, adapter, family, DTYPES[recipe.training.precision])
+    if family.moe_block and recipe.training.precision == "bf16":
+        use_our_experts(model)  # rounded as in training, or near-ties in the routers fall otherwise
+    return model, consumed
+
+
+def _with_peft(model_folder: Path, adapter: Path, family: Family, dtype: torch.dtype) -> tuple[Any, int]:
     model, info = AutoModelForCausalLM.from_pretrained(
         model_folder,
         dtype=dtype,
@@ -93,6 +111,30 @@ def load_adapter(model_folder: Path, adapter: Path, family: Family, precision: s
     except (SafetensorError, ValueError, RuntimeError, OSError, KeyError) as error:
         raise TrainingStopped("no_effect", f"PEFT cannot load the adapter: {error}".splitlines()[0]) from error
     return peft_model.eval(), consumed_tensors(peft_model, adapter / WEIGHTS)
+
+
+def _with_our_modules(model_folder: Path, adapter: Path, family: Family, recipe: Recipe) -> tuple[Any, int]:
+    """The adapter attached as in training and filled from the file."""
+    dtype = DTYPES[recipe.training.precision]
+    device = "auto" if torch.cuda.is_available() and not recipe.hardware.quantize else _one_device()
+    model = load_whole(BaseFiles(model_folder), family, dtype, device, recipe.hardware.quantize)
+    plan = plan_targets(meta_model(model.config, dtype), family, recipe.adapter)
+    summation: Summation = "accumulator" if recipe.hardware.engine == "replica" else "split"
+    attach(model, family, recipe.adapter, plan, seed=0, dtype=dtype, summation=summation)
+    if family.moe_block:
+        use_our_experts(model)
+    try:
+        weights = read_adapter(adapter / WEIGHTS, plan)
+    except (SafetensorError, ValueError) as error:
+        raise TrainingStopped("no_effect", f"the adapter cannot be loaded: {error}".splitlines()[0]) from error
+    with torch.no_grad():
+        for name, parameter in named_trainable(model).items():
+            parameter.copy_(weights[name])
+    return model.eval(), len(file_tensors(weights))
+
+
+def _one_device() -> str:
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def consumed_tensors(peft_model: Any, path: Path) -> int:

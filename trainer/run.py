@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig
-from transformers.integrations import HfDeepSpeedConfig
 
 from recipes.catalog import Catalog, Family
 from recipes.job import LaunchSpec, Metric
@@ -23,14 +20,29 @@ from trainer.base_files import BaseFiles
 from trainer.batches import layout_of, token_count, trained_count
 from trainer.data import ChatTokens, Example, proven_fast, read_examples
 from trainer.deepspeed_config import deepspeed_config, sizes_of
+from trainer.engine import Engine
 from trainer.environment import Place, StopRequest, join, leave, quiet_libraries, refuse_slow_kernels
+from trainer.experts.module import use_our_experts
 from trainer.failures import TrainingStopped
 from trainer.journal import Journal
-from trainer.load import load_base, refuse_gathered
-from trainer.loop import Run, evaluate, named_trainable, train
+from trainer.load import DTYPES
+from trainer.loop import Run, evaluate, train
 from trainer.loss import WithLoss
 from trainer.packing import can_pack, prove_packing
-from trainer.targets import TargetPlan, attach, lora_config, meta_model, plan_targets, table, trained_groups
+from trainer.precisions import describe, refuse_surprises
+from trainer.replica import Replica
+from trainer.targets import (
+    TargetPlan,
+    attach,
+    base_only,
+    lora_config,
+    meta_model,
+    named_trainable,
+    plan_targets,
+    table,
+    trained_groups,
+)
+from trainer.zero3 import Zero3
 
 
 @dataclass(frozen=True)
@@ -51,25 +63,25 @@ class Base:
 def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journal: Journal, stop: StopRequest) -> bool:
     """Trains and exports; False when SIGTERM ended it after a checkpoint. Raises TrainingStopped and torch's errors."""
     quiet_libraries()
-    refuse_other_engines(spec)
     place = join(os.environ)
     _refuse_wrong_world(spec, place)
     base = _base(spec, model_folder, catalog, place)
     journal.learn(base_sha256=base.sha256, world_size=place.world, versions=_versions())
     chat = ChatTokens(model_folder)
     train_set, valid_set = _data(spec, job, chat, journal)
-    model, plan, config = _model(spec, base, place, journal)
+    plan, engine = _planned(spec, base, place)
+    model = _model(spec, base, plan, engine, journal)
     resumed = checkpoint.newest(job / "checkpoints", checkpoint.fit_key(spec, base.sha256))
     _refuse_different_starts(resumed, place)
     first_step = _restore_facts(resumed, journal)
-    trainable = dict(named_trainable(model))
+    trainable = named_trainable(model)
     if resumed:
         checkpoint.load_weights(resumed, trainable)
-    engine, optimizer = _engine(spec, model, trainable, config)
+    engine.start(WithLoss(model), trainable, lambda matrices: _optimizer(spec, matrices))
     if resumed:
-        checkpoint.load_optimizer(resumed, optimizer, trainable, place.rank, place.world)
+        checkpoint.load_optimizer(resumed, engine)
     layout = layout_of(spec.recipe.training, can_pack(base.layer_types), chat.pad_id)
-    work = Run(spec, place, journal, engine, optimizer, trainable, train_set, layout, stop)
+    work = Run(spec, place, journal, engine, train_set, layout, stop)
     _say_layout(work)
     if first_step == 0:
         _evaluate(work, valid_set, "initial_validation_loss", 0)
@@ -77,17 +89,9 @@ def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journ
     done = train(work, first_step, lambda step: _save(work, job, base.sha256, step))
     if done:
         _evaluate(work, valid_set, "final_validation_loss", spec.total_steps)
-        _finish(work, job, plan, valid_set)
+        _finish(work, job, base.family, plan, valid_set)
     leave()
     return done
-
-
-def refuse_other_engines(spec: LaunchSpec) -> None:
-    """This trainer has one engine."""
-    hardware = spec.recipe.hardware
-    if hardware.engine != "zero3" or hardware.quantize:
-        asked = f"engine {hardware.engine}" + (f" with quantize {hardware.quantize}" if hardware.quantize else "")
-        raise TrainingStopped("cannot_run_here", f"this trainer runs engine zero3; the recipe asks for {asked}")
 
 
 def _refuse_wrong_world(spec: LaunchSpec, place: Place) -> None:
@@ -132,40 +136,52 @@ def _data(spec: LaunchSpec, job: Path, chat: ChatTokens, journal: Journal) -> tu
     return sets[0], sets[1]
 
 
-def _model(spec: LaunchSpec, base: Base, place: Place, journal: Journal) -> tuple[Any, TargetPlan, dict[str, Any]]:
-    """The base under ZeRO-3 with its adapter, in training mode; the plan; the DeepSpeed configuration."""
+def _planned(spec: LaunchSpec, base: Base, place: Place) -> tuple[TargetPlan, Engine]:
+    """What will be trained and by which engine, before a weight is read."""
     recipe = spec.recipe
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[recipe.training.precision]
-    empty = meta_model(base.config, dtype)
+    empty = meta_model(base.config, DTYPES[recipe.training.precision])
     plan = plan_targets(empty, base.family, recipe.adapter)
     if plan.parameters != spec.trainable_parameters:
         raise TrainingStopped(
             "bad_targets", f"{plan.parameters} parameters would train; launch.json says {spec.trainable_parameters}"
         )
-    leaf = base.family.moe_block if plan.through_parameters else None
-    config = deepspeed_config(recipe.training, sizes_of(empty, plan.parameters), leaf)
-    holder = HfDeepSpeedConfig(config)  # weakly referenced by transformers: must outlive loading
-    model = load_base(base.files, base.family, dtype)
-    del holder
-    torch.manual_seed(recipe.training.seed)  # here: loading may draw more numbers on one rank than on another
-    model = attach(model, lora_config(base.family, recipe.adapter), plan, base.family)
-    refuse_gathered(model)
-    model.enable_input_require_grads()  # a leaf block whose input carries no gradient is not gathered for backward
+    if recipe.hardware.engine == "replica":
+        return plan, Replica(recipe.training.gradient_clipping, recipe.hardware.quantize, place)
+    return plan, Zero3(deepspeed_config(recipe.training, sizes_of(empty, plan.parameters)), place)
+
+
+def _model(spec: LaunchSpec, base: Base, plan: TargetPlan, engine: Engine, journal: Journal) -> Any:
+    """The base as its engine holds it, with its adapter, in training mode."""
+    recipe = spec.recipe
+    dtype = DTYPES[recipe.training.precision]
+    model = engine.load(base.files, base.family, dtype)
+    if base.family.moe_block:
+        use_our_experts(model)
+    attach(
+        model,
+        base.family,
+        recipe.adapter,
+        plan,
+        seed=recipe.training.seed,
+        dtype=dtype,
+        summation=engine.summation,
+        expert_dtype=engine.expert_dtype,
+    )
+    model.enable_input_require_grads()  # a block whose input carries no gradient is not gathered for backward
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.train()
+    refuse_surprises(model, recipe)
     rows = trained_groups(plan)
     journal.learn(trained=rows, trainable_parameters=plan.parameters)
     journal.say(table(rows))
-    journal.say(_precisions(model, recipe.training.precision))
-    return model, plan, config
+    journal.say(describe(model))
+    return model
 
 
-def _engine(spec: LaunchSpec, model: Any, trainable: dict[str, Any], config: dict[str, Any]) -> tuple[Any, Any]:
-    """The engine and its optimizer: torch's AdamW over the LoRA matrices, fp32 masters and states."""
+def _optimizer(spec: LaunchSpec, matrices: list[Any]) -> Any:
+    """torch's AdamW over the LoRA matrices."""
     training = spec.recipe.training
-    adamw = torch.optim.AdamW(list(trainable.values()), lr=training.learning_rate, weight_decay=training.weight_decay)
-    engine, optimizer, *_ = deepspeed.initialize(model=WithLoss(model), optimizer=adamw, config=config)
-    return engine, optimizer
+    return torch.optim.AdamW(matrices, lr=training.learning_rate, weight_decay=training.weight_decay)
 
 
 def _say_layout(work: Run) -> None:
@@ -176,7 +192,7 @@ def _say_layout(work: Run) -> None:
     if not work.layout.packed:
         work.journal.say("packing: none; linear attention without its fast kernels cannot keep conversations apart")
         return
-    said = prove_packing(work.engine, work.train, tokens, precision, work.place.device)
+    said = prove_packing(work.engine.model, work.train, tokens, precision, work.place.device)
     work.journal.say(f"packing: up to {tokens:,} tokens a pass; {said}")
 
 
@@ -208,7 +224,7 @@ def _save(work: Run, job: Path, base_sha256: str, step: int) -> None:
         "saved_by_world_size": work.place.world,
         "facts": {name: work.journal.known(name) for name in names} | {"earlier_seconds": work.journal.seconds()},
     }
-    checkpoint.save(job / "checkpoints", step, work.trainable, state, keeper=work.place.rank == 0)
+    checkpoint.save(job / "checkpoints", step, work.engine, state, keeper=work.place.rank == 0)
 
 
 def _evaluate(work: Run, valid_set: list[Example], fact: str, step: int) -> None:
@@ -216,7 +232,7 @@ def _evaluate(work: Run, valid_set: list[Example], fact: str, step: int) -> None
     if not valid_set:
         return
     work.journal.stage("evaluating")
-    loss = evaluate(work.engine, valid_set, work.layout, work.place)
+    loss = evaluate(work.engine.model, valid_set, work.layout, work.place)
     if not loss < float("inf"):
         raise TrainingStopped("nan_loss", f"the loss on the held-out conversations is {loss} at step {step}")
     work.journal.learn(**{fact: loss})
@@ -227,36 +243,27 @@ def _evaluate(work: Run, valid_set: list[Example], fact: str, step: int) -> None
     )
 
 
-def _finish(work: Run, job: Path, plan: TargetPlan, valid_set: list[Example]) -> None:
+def _finish(work: Run, job: Path, family: Family, plan: TargetPlan, valid_set: list[Example]) -> None:
     """Probe and adapter. Refuses a training that changed nothing (no_effect) before an adapter exists."""
     work.journal.stage("saving")
-    model, device = work.engine.module.model, work.place.device
-    work.engine.eval()
+    model, device = work.engine.model, work.place.device
+    model.eval()
     conversations = probe.choose(work.train, valid_set)
-    trained = probe.log_probabilities(work.engine, conversations, device)
-    with model.disable_adapter():
-        base = probe.log_probabilities(work.engine, conversations, device)
+    trained = probe.log_probabilities(model, conversations, device)
+    with base_only(model):
+        base = probe.log_probabilities(model, conversations, device)
     effect, floor = probe.rms(base, trained), probe.EFFECT_FLOOR[work.spec.recipe.training.precision]
     if not effect > floor:
         raise TrainingStopped(
             "no_effect", f"the adapter moves log-probabilities by {effect:.1e}; {floor:.0e} is rounding"
         )
-    weights = checkpoint.full_weights(work.trainable, keeper=work.place.rank == 0)
+    weights = checkpoint.full_weights(work.engine, keeper=work.place.rank == 0)
     if work.place.rank == 0:
         probe.write_probe(job / "probe.safetensors", conversations, base, trained)
-        config = model.peft_config["default"]
+        config = lora_config(family, work.spec.recipe.adapter)
         sums = export.write_adapter(job / "adapter", config, work.spec.recipe.base, weights, plan)
         work.journal.learn(adapter_sha256=sums)
     work.journal.learn(peak_gib=_peak_gib(work.place))
-
-
-def _precisions(model: Any, precision: str) -> str:
-    counts: Counter[str] = Counter()
-    for _, p in model.named_parameters():
-        kind = "adapter" if p.requires_grad else "base"
-        counts[f"{kind} {str(p.dtype).removeprefix('torch.')}"] += getattr(p, "ds_numel", p.numel())
-    said = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
-    return f"parameters: {said}; optimizer float32; recipe {precision}"
 
 
 def _peak_gib(place: Place) -> float:

@@ -138,7 +138,8 @@ def counted(recipe: Recipe) -> int:
     per_group["attention"] = (hidden + 128) + 2 * (hidden + 32) + (hidden + 64)
     per_group["linear_attention"] = 3 * ((hidden + 192) + (64 + hidden))
     per_group["shared_expert"] = 4 * 3 * (hidden + 32)
-    per_group["experts"] = 4 * 8 * ((hidden + 64) + (32 + hidden))
+    outer = 1 if recipe.adapter.expert_layout == "shared_outer" else 8  # factors on the hidden dimension
+    per_group["experts"] = 4 * (8 * (64 + 32) + outer * 2 * hidden)
     return recipe.adapter.rank * sum(per_group[name] for name in recipe.adapter.targets)
 
 

@@ -88,7 +88,7 @@ def test_bf16_trains_proves_and_resumes_bit_for_bit(jobs: Any, smoke_model: Path
     job = jobs.make(tmp_path / "job", changes, jobs.conversations(20))
     log = jobs.train(job, smoke_model)
     assert job.result.outcome == "completed", log[-3000:]
-    assert "79,872 adapter bfloat16, 343,976 base bfloat16; optimizer float32" in log
+    assert "frozen: 343,976 bfloat16 (100.0%); adapter: 79,872 bfloat16; optimizer float32" in log
     proof = proven(job, smoke_model)
     assert proof.passed
     assert proof.reproduction_error <= 0.1 * proof.effect

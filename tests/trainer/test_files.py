@@ -25,6 +25,7 @@ from trainer.journal import HEARTBEAT_SECONDS, Journal
 from trainer.load import refuse_difference, refuse_incomplete
 from trainer.smoke_model import make_smoke_model
 from trainer.targets import Target, TargetPlan
+from trainer.zero3 import partition
 
 LOADING = loading(load_catalog().families["qwen3_next"])
 
@@ -124,8 +125,8 @@ def test_base_sha256_changes_with_config_names_and_weights(base: Path) -> None:
 )
 def test_an_adapter_that_is_not_the_plan_is_never_published(tmp_path: Path, damage: Any, sentence: str) -> None:
     """save_pretrained on one rank of a partitioned model writes empty tensors and no error."""
-    name = "base_model.model.m.lora_A.default.weight"
-    plan = TargetPlan({name: Target("attention", (4, 8))}, through_parameters=False)
+    name = "m.lora_A.default.weight"
+    plan = TargetPlan({name: Target("attention", (4, 8))})
     config, base = LoraConfig(r=4, target_modules=["m"]), Base(id="lorry/smoke")
     damaged = damage(torch.ones(4, 8))
     with pytest.raises(ValueError, match=sentence):
@@ -157,17 +158,19 @@ def test_what_changes_the_arithmetic_changes_the_fit_and_nothing_else_does(jobs:
         "rate": {"training": {"learning_rate": 1e-3}},
         "rank": {"adapter": {"rank": 4}},
         "epochs": {"training": {"epochs": 9}},
+        "engine": {"hardware": {"engine": "replica"}},
+        "storage": {"hardware": {"engine": "replica", "quantize": "int8"}},
     }.items():
         keys[name] = checkpoint.fit_key(jobs.make(tmp_path / name, changes, rows).spec, "base")
-    assert keys["as is"] == keys["ranks"] == keys["micro"]
-    assert len({keys[name] for name in ("as is", "rate", "rank", "epochs")}) == 4
+    assert keys["as is"] == keys["ranks"] == keys["micro"] == keys["engine"]
+    assert len({keys[name] for name in ("as is", "rate", "rank", "epochs", "storage")}) == 5
     assert checkpoint.fit_key(jobs.make(tmp_path / "x", {}, rows).spec, "another base") != keys["as is"]
 
 
 def test_parts_of_a_matrix_cover_it_on_any_number_of_ranks() -> None:
     full = torch.arange(10.0).reshape(2, 5)
     for world in (1, 2, 3, 4):
-        parts = [checkpoint._part(full, rank, world) for rank in range(world)]
+        parts = [partition(full, rank, world) for rank in range(world)]
         assert len({len(part) for part in parts}) == 1
         assert torch.equal(torch.cat(parts)[:10], full.flatten())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +22,8 @@ from trainer.base_files import file_sha256, loading
 from trainer.batches import padded
 from trainer.cross_entropy import IGNORED
 from trainer.data import ChatTokens, read_examples
-from trainer.targets import lora_config
+from trainer.export import write_adapter
+from trainer.targets import attach, lora_config, meta_model, named_trainable, plan_targets
 
 LOSS_TOLERANCE = 1e-5
 "Relative, per step."
@@ -62,7 +63,7 @@ def test_status_and_metrics_hold_integers_and_loss_with_learning_rate(reference:
 def test_the_log_shows_what_is_trained_and_in_which_precision(reference: Any) -> None:
     log = (reference.folder / "trainer-1.log").read_text(encoding="utf-8")
     assert "experts                   8         57,344" in log
-    assert "79,872 adapter float32, 343,976 base float32" in log
+    assert "frozen: 343,976 float32 (100.0%); adapter: 79,872 float32; optimizer float32" in log
 
 
 def test_adapter_files_are_whole_readable_and_name_the_base_not_a_path(reference: Any) -> None:
@@ -94,10 +95,12 @@ def test_a_fresh_process_reproduces_the_trained_model(reference: Any, smoke_mode
     assert proof.adapter_sha256 == reference.result.adapter_sha256
 
 
-def test_losses_equal_a_plain_single_process_run_of_transformers_and_peft(reference: Any, smoke_model: Path) -> None:
+def test_losses_equal_a_plain_single_process_run_of_transformers_and_peft(
+    reference: Any, smoke_model: Path, tmp_path: Path
+) -> None:
     spec = reference.spec
     training = spec.recipe.training
-    plain = plain_losses(reference, smoke_model, steps=3)
+    plain = plain_losses(reference, smoke_model, steps=3, start=tmp_path / "start")
     assert reference.losses[0] == pytest.approx(plain[0], rel=LOSS_TOLERANCE)
     assert reference.losses[:3] == pytest.approx(plain, rel=LOSS_TOLERANCE)
     assert training.gradient_clipping == 1.0
@@ -143,15 +146,15 @@ def plain_nll(model: Any, examples: list[Any], pad_id: int) -> Any:
     )
 
 
-def plain_losses(job: Any, model_folder: Path, steps: int) -> list[float]:
-    """Losses of the same steps without DeepSpeed: whole global batch in one pass, torch's clipping and AdamW."""
+def plain_losses(job: Any, model_folder: Path, steps: int, start: Path) -> list[float]:
+    """Losses of the same steps by PEFT alone: whole global batch in one pass, torch's clipping and AdamW."""
     spec = job.spec
     recipe, family = spec.recipe, load_catalog().families["qwen3_next"]
     chat = ChatTokens(model_folder)
     rows = read_examples(job.folder / "data" / "train.jsonl", spec.train_sha256, spec.train_examples, chat, 1024)
+    write_start(recipe, family, model_folder, start)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, **LOADING)[0]
-    torch.manual_seed(recipe.training.seed)
-    model = get_peft_model(base, lora_config(family, recipe.adapter)).train()
+    model = PeftModel.from_pretrained(base, start, is_trainable=True).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trainable, lr=5e-3, weight_decay=0.0)
     losses = []
@@ -165,3 +168,12 @@ def plain_losses(job: Any, model_folder: Path, steps: int) -> list[float]:
         adamw.zero_grad()
         losses.append(float(loss.detach()))
     return losses
+
+
+def write_start(recipe: Any, family: Any, model_folder: Path, folder: Path) -> None:
+    """The untrained adapter of the recipe's seed, as PEFT reads it: the same A on both sides of a comparison."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, **LOADING)[0]
+    plan = plan_targets(meta_model(model.config, torch.float32), family, recipe.adapter)
+    attach(model, family, recipe.adapter, plan, seed=recipe.training.seed, dtype=torch.float32)
+    weights = {name: p.detach().clone() for name, p in named_trainable(model).items()}
+    write_adapter(folder, lora_config(family, recipe.adapter), recipe.base, weights, plan)
