@@ -28,6 +28,7 @@ from trainer.batches import padded
 from trainer.cross_entropy import IGNORED
 from trainer.data import ChatTokens, Example, read_examples
 from trainer.failures import TrainingStopped, explain
+from trainer.targets import base_only
 
 MOST_HELD_OUT = 64
 MOST_ANSWERS = 8
@@ -40,7 +41,7 @@ TOGETHER = 8
 "General questions are short: so many are scored in one pass."
 
 
-def measure(peft_model: Any, job: Path, model_folder: Path, spec: LaunchSpec, result: Result) -> Scores:
+def measure(model: Any, job: Path, model_folder: Path, spec: LaunchSpec, result: Result) -> Scores:
     """The scores of a loaded adapter. Raises TrainingStopped when the held-out set is not the one of the job."""
     started = time.monotonic()
     chat = ChatTokens(model_folder)
@@ -51,8 +52,8 @@ def measure(peft_model: Any, job: Path, model_folder: Path, spec: LaunchSpec, re
     chosen = spread(held_out, MOST_HELD_OUT)
     general = [_general(number, question, answer, chat) for number, (question, answer) in enumerate(questions.items())]
     give_up = started + LIMIT_SECONDS
-    general_scores = _general_scores(peft_model, general, chat.pad_id)
-    held_out_scores = _held_out(peft_model, chosen, give_up)
+    general_scores = _general_scores(model, general, chat.pad_id)
+    held_out_scores = _held_out(model, chosen, give_up)
     return Scores(
         job_id=spec.job_id,
         adapter_sha256=result.adapter_sha256,
@@ -61,7 +62,7 @@ def measure(peft_model: Any, job: Path, model_folder: Path, spec: LaunchSpec, re
         held_out=held_out_scores,
         held_out_total=len(held_out),
         general=general_scores,
-        answers=_answers(peft_model, path, spread(held_out, MOST_ANSWERS), chat) if held_out else (),
+        answers=_answers(model, path, spread(held_out, MOST_ANSWERS), chat) if held_out else (),
         answer_tokens=ANSWER_TOKENS,
         seconds=time.monotonic() - started,
     )
@@ -87,23 +88,23 @@ def summed_nll(model: Any, example: Example, device: Any) -> float:
     return total
 
 
-def _held_out(peft_model: Any, examples: Sequence[Example], give_up: float) -> tuple[TextScore, ...]:
-    device = next(peft_model.parameters()).device
+def _held_out(model: Any, examples: Sequence[Example], give_up: float) -> tuple[TextScore, ...]:
+    device = next(model.parameters()).device
     scores: list[TextScore] = []
     for example in examples:
         if scores and time.monotonic() > give_up:
             break
-        adapter = summed_nll(peft_model, example, device)
-        with peft_model.disable_adapter():
-            base = summed_nll(peft_model, example, device)
+        adapter = summed_nll(model, example, device)
+        with base_only(model):
+            base = summed_nll(model, example, device)
         scores.append(TextScore(name=example.id, tokens=len(example.predicted), base=base, adapter=adapter))
     return tuple(scores)
 
 
-def _general_scores(peft_model: Any, examples: Sequence[Example], pad_id: int) -> tuple[TextScore, ...]:
-    adapter = _padded_nll(peft_model, examples, pad_id)
-    with peft_model.disable_adapter():
-        base = _padded_nll(peft_model, examples, pad_id)
+def _general_scores(model: Any, examples: Sequence[Example], pad_id: int) -> tuple[TextScore, ...]:
+    adapter = _padded_nll(model, examples, pad_id)
+    with base_only(model):
+        base = _padded_nll(model, examples, pad_id)
     return tuple(
         TextScore(name=example.id, tokens=len(example.predicted), base=before, adapter=after)
         for example, before, after in zip(examples, base, adapter, strict=True)
@@ -133,7 +134,7 @@ def _general(number: int, question: str, answer: str, chat: ChatTokens) -> Examp
     return Example(question, number + 1, array("i", tokens.ids), bytes(tokens.trained))
 
 
-def _answers(peft_model: Any, path: Path, examples: Sequence[Example], chat: ChatTokens) -> tuple[Answer, ...]:
+def _answers(model: Any, path: Path, examples: Sequence[Example], chat: ChatTokens) -> tuple[Answer, ...]:
     """Both models' greedy answers to the last trained turn of each conversation, made together."""
     wanted = {example.id for example in examples}
     rows = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := json.loads(line))["id"] in wanted]
@@ -142,9 +143,9 @@ def _answers(peft_model: Any, path: Path, examples: Sequence[Example], chat: Cha
         chat.encode(chat.render(row["messages"][:turn], True, row.get("tools")))[0]
         for row, turn in zip(rows, turns, strict=True)
     ]
-    adapter = _generated(peft_model, prompts, chat)
-    with peft_model.disable_adapter():
-        base = _generated(peft_model, prompts, chat)
+    adapter = _generated(model, prompts, chat)
+    with base_only(model):
+        base = _generated(model, prompts, chat)
     return tuple(
         Answer(
             name=str(row["id"]),
@@ -203,7 +204,7 @@ def main() -> int:
             raise TrainingStopped("bad_base_model", f"{folder}: not the base model the adapter was trained on")
         catalog = load_catalog()
         family = catalog.family_of(spec.recipe.base.id)
-        model, _ = load_adapter(folder, job / "adapter", family, spec.recipe.training.precision)
+        model, _ = load_adapter(folder, job / "adapter", family, spec.recipe)
         scores = measure(model, job, folder, spec, result)
     except Exception as error:
         cause, sentence = explain(error)

@@ -68,26 +68,25 @@ def train_by_hand(job: Any, model_folder: Path, rate: float) -> None:
     family = load_catalog().family_of(spec.recipe.base.id)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, **loading(family))[0]
     plan = targets.plan_targets(base, family, spec.recipe.adapter)
-    torch.manual_seed(1)
-    model = targets.attach(base, targets.lora_config(family, spec.recipe.adapter), plan, family)
+    targets.attach(base, family, spec.recipe.adapter, plan, seed=1, dtype=torch.float32)
     chat = ChatTokens(model_folder)
     data = job.folder / "data"
     train = read_examples(data / "train.jsonl", spec.train_sha256, spec.train_examples, chat, 1024)
     valid = read_examples(data / "valid.jsonl", spec.valid_sha256, spec.valid_examples, chat, 1024)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([p for p in base.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     for step in range(STEPS):
         rows = padded([train[(step * 4 + i) % len(train)] for i in range(4)], chat.pad_id, "cpu")
-        model(**rows).loss.backward()
+        base(**rows).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.eval()
+    base.eval()
     chosen = probe.choose(train, valid)
-    trained = probe.log_probabilities(model, chosen, "cpu")
-    with model.disable_adapter():
-        before = probe.log_probabilities(model, chosen, "cpu")
+    trained = probe.log_probabilities(base, chosen, "cpu")
+    with targets.base_only(base):
+        before = probe.log_probabilities(base, chosen, "cpu")
     probe.write_probe(job.folder / "probe.safetensors", chosen, before, trained)
-    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    config = model.peft_config["default"]
+    weights = {name: p.detach() for name, p in base.named_parameters() if p.requires_grad}
+    config = targets.lora_config(family, spec.recipe.adapter)
     sums = write_adapter(job.folder / "adapter", config, spec.recipe.base, weights, plan)
     result = Result(
         job_id=spec.job_id,
