@@ -50,14 +50,14 @@ def making_commands(models: Path, recipe: Recipe) -> list[list[str]]:
     plain = model_folder(models, recipe.base.id)
     commands = [[sys.executable, "-m", "trainer.smoke_model", "--out", str(plain)]]
     if quantize:
-        commands.append(quantising_command(plain, recipe_folder(models, recipe), recipe.base.id, quantize))
+        words = quantising_words(plain, recipe_folder(models, recipe), recipe.base.id, quantize)
+        commands.append([sys.executable, "-m", *words])
     return commands
 
 
-def quantising_command(base: Path, to: Path, model_id: str, quantize: Quantize) -> list[str]:
-    """The command that converts a base model's folder into a quantised one."""
-    words = ["--base", str(base), "--to", str(to), "--kind", quantize, "--model", model_id]
-    return [sys.executable, "-m", "trainer.quantize", *words]
+def quantising_words(base: Path, to: Path, model_id: str, quantize: Quantize) -> list[str]:
+    """What follows `python -m` to convert a base model's folder into a quantised one."""
+    return ["trainer.quantize", "--base", str(base), "--to", str(to), "--kind", quantize, "--model", model_id]
 
 
 def model_problem(folder: Path) -> str | None:

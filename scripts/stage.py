@@ -21,7 +21,6 @@ from recipes.recipe import Quantize
 from recipes.staged import STAGED
 from scripts.errors import Conflict, InputError, Problem, Refused, VerificationFailed
 from scripts.job_lock import take_lock
-from scripts.model_conversion import convert
 from scripts.model_manifest import (
     MANIFEST,
     ModelManifest,
@@ -32,7 +31,9 @@ from scripts.model_manifest import (
     staged_model,
 )
 from scripts.model_source import download, files_to_stage, find_copy, require_right_model
+from scripts.models import quantising_words
 from scripts.store import FileStore, Progress, Store, disk_errors, report, sha256_of
+from scripts.torch_verb import torch_verb
 
 if TYPE_CHECKING:
     from scripts.backends.runpod_api import RunpodApi
@@ -162,7 +163,8 @@ def _converted(staging: Staging, now: float, progress: Progress | None) -> _Copy
         return _Copy(given, staging.revision, "folder")
     base = _find_or_fetch(replace(staging, quantize=None), now, progress)
     require_right_model(base.folder, staging.model)
-    convert(base.folder, staging.store.root / staging.folder, staging.model, quantize, base.revision, progress)
+    words = quantising_words(base.folder, staging.store.root / staging.folder, staging.model, quantize)
+    torch_verb(words + (["--revision", base.revision] if base.revision else []), progress)
     return _Copy(staging.store.root / staging.folder, base.revision, base.source)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sys
+from collections.abc import Callable
 
-from recipes.causes import ADVICE, Cause
+from recipes.causes import ADVICE, EXIT_CODES, Cause
 from recipes.errors import LorryError
 
 
@@ -20,6 +22,17 @@ class TrainingStopped(Exception):
 LOST_RANK = ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "timed out waiting")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 DISK_FULL = ("no space left on device", "os error 28", "errno 28")
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Does the work of a verb: 0, or EXIT_CODES of the cause with its sentence on standard error."""
+    try:
+        work()
+    except Exception as error:
+        cause, sentence = explain(error)
+        print(sentence, file=sys.stderr, flush=True)
+        return EXIT_CODES[cause]
+    return 0
 
 
 def explain(error: BaseException) -> tuple[Cause, str]:

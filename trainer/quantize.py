@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,12 +27,11 @@ import torch
 from torch import Tensor
 
 from recipes.catalog import Family, load_catalog
-from recipes.causes import EXIT_CODES
 from recipes.job import Record, read_record, write_record
 from recipes.staged import STAGED, Kind, StagedFile, StagedModel
 from trainer.base_files import BaseFiles, file_sha256
 from trainer.experts.quantised import GROUP, SCALE_GROUP
-from trainer.failures import TrainingStopped, explain
+from trainer.failures import TrainingStopped, exit_code
 from trainer.shards import ShardWriter
 from trainer.staged import STORAGES, empty_model, quantised_layers
 
@@ -39,6 +39,7 @@ SPARE_BYTES = 10**9
 "Left free beyond the model, for whatever else writes there."
 INDEX = "model.safetensors.index.json"
 UNFINISHED = "unfinished.json"
+LOCK = ".writer.lock"
 _SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _OWN_FILES = (STAGED, UNFINISHED, INDEX, "manifest.json")
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -80,13 +81,13 @@ def quantise(
     done = _found(finished, to, sha256, kind)
     whole = {n: f for n, f in done.files.items() if (to / n).is_file() and file_sha256(to / n) == f.sha256}
     sizes = {name: sum(t.nbytes for piece in pieces for t in piece.tensors.values()) for name, pieces in shards.items()}
-    _require_room(to, sum(size for name, size in sizes.items() if name not in whole))
+    require_room(to, sum(size for name, size in sizes.items() if name not in whole))
     for name, pieces in shards.items():
         if name not in whole:
             whole[name] = _write_shard(files, to / name, pieces, kind)
             write_record(to / UNFINISHED, done.model_copy(update={"files": whole}))
         say(sum(sizes[n] for n in shards if n in whole and n <= name), sum(sizes.values()))
-    _copy_side_files(base, to)
+    copy_side_files(base, to)
     _write_index(to, shards)
     record = StagedModel(
         model=model,
@@ -182,7 +183,8 @@ def _matrices(files: BaseFiles, piece: Piece) -> Iterator[Tensor]:
     return (matrix.to(device) for matrix in matrices)
 
 
-def _require_room(to: Path, needed: int) -> None:
+def require_room(to: Path, needed: int) -> None:
+    """Raises TrainingStopped (disk_full) when so many bytes would not leave SPARE_BYTES free."""
     free = shutil.disk_usage(to).free
     if needed and needed + SPARE_BYTES > free:
         raise TrainingStopped(
@@ -192,7 +194,7 @@ def _require_room(to: Path, needed: int) -> None:
         )
 
 
-def _copy_side_files(base: Path, to: Path) -> None:
+def copy_side_files(base: Path, to: Path) -> None:
     """Configuration, tokenizer and templates; each appears whole or not at all."""
     for path in sorted(base.iterdir()):
         if path.is_file() and path.name not in _OWN_FILES and any(fnmatch(path.name, p) for p in _SIDE_FILES):
@@ -225,27 +227,29 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="its id in recipes/models.yaml")
     parser.add_argument("--revision", help="commit of the model's repository")
     a = parser.parse_args()
-    try:
-        a.to.mkdir(parents=True, exist_ok=True)
-        with (a.to / ".quantise.lock").open("w") as lock:
-            _take(lock, a.to)
-            quantise(a.base, a.to, a.kind, model=a.model, revision=a.revision, say=_say)
-    except Exception as error:
-        cause, sentence = explain(error)
-        print(sentence, file=sys.stderr, flush=True)
-        return EXIT_CODES[cause]
-    return 0
+
+    def work() -> None:
+        with alone(a.to):
+            quantise(a.base, a.to, a.kind, model=a.model, revision=a.revision, say=say)
+
+    return exit_code(work)
 
 
-def _take(lock: Any, to: Path) -> None:
-    """One that lost its `lorry stage` may still be at work. Raises TrainingStopped."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TrainingStopped("cannot_run_here", f"{to}: another conversion is filling it; let it end") from None
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No second process fills the folder: one that lost its command may still be at work. Raises TrainingStopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sentence = f"{folder}: another process is filling it; let it end"
+            raise TrainingStopped("cannot_run_here", sentence) from None
+        yield
 
 
-def _say(done: int, total: int) -> None:
+def say(done: int, total: int) -> None:
+    """The progress line of a long verb."""
     print(json.dumps({"done": done, "total": total}), flush=True)
 
 

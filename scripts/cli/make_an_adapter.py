@@ -15,6 +15,7 @@ from typing import get_args
 
 from recipes.catalog import Catalog, load_catalog
 from recipes.load import LoadedRecipe, load_recipe
+from recipes.merged import Precision
 from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName, Data
 from scripts.cli.command import Command, actor, add_json, print_record
@@ -151,6 +152,36 @@ def _terms(job: PreparedJob) -> str:
     return f"{job.spec.recipe_name} on {job.spec.offer}, at most ${job.spec.cap_usd:.2f}"
 
 
+def _merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("which", metavar="JOB_OR_DIR", help="a job id, a job folder, or an adapter's folder (no probe)")
+    parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="the base model's own files")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder for the merged model")
+    parser.add_argument("--precision", choices=get_args(Precision), default="bf16", help="of its weights: %(default)s")
+    add_json(parser)
+
+
+def _merge(arguments: argparse.Namespace, settings: Settings) -> int:
+    from tqdm import tqdm
+
+    from scripts.merge import merge
+    from scripts.store import open_store
+
+    with tqdm(unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
+        store, to = open_store(settings.store), arguments.to
+        merged = merge(arguments.which, store, arguments.base, to, arguments.precision, bar.update)
+    if arguments.json:
+        print_record(merged)
+        return 0
+    print(f"{to}: {merged.base_model} with the adapter of {merged.job_id}, in {merged.precision}")
+    for row in merged.survival:
+        print(f"  {row.group:<18} {row.share:>6.1%} of the change arrived, rounding error {row.relative_error:.1%}")
+    said = "not compared with the training: the job's probe was not given"
+    if merged.probe_error is not None:
+        said = f"says what the trained model said: off by {merged.probe_error:.1e}, allowed {merged.probe_limit:.1e}"
+    print(f"  {said}")
+    return 0
+
+
 def _planned(
     arguments: argparse.Namespace, settings: Settings, catalog: Catalog
 ) -> tuple[LoadedRecipe, TrainingSetReport | None, Plan]:
@@ -204,4 +235,5 @@ COMMANDS = (
     Command("plan", "say what fits where, how long it takes and what it costs", _plan_arguments, _plan),
     Command("render", "print what a launch would ask of a backend", _render_arguments, _render),
     Command("launch", "start a job and return", _launch_arguments, _launch),
+    Command("merge", "merge an adapter into its base model, and say what that loses", _merge_arguments, _merge),
 )

@@ -75,7 +75,7 @@ def test_what_cannot_be_converted_is_one_sentence(base: Path, tmp_path: Path, lo
     (odd / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
     done = lorry("stage", MODEL, "--quantize", "nf4", "--from", str(odd))
     assert (done.code, done.out) == (2, "")
-    assert done.error == f"stage: {odd}: it is quantised already; give the bf16 checkpoint of the model\n"
+    assert done.error == f"quantize: {odd}: it is quantised already; give the bf16 checkpoint of the model\n"
     assert not (tmp_path / "models" / f"{NAME}.nf4" / "manifest.json").exists()
 
 
@@ -83,7 +83,7 @@ def test_without_torch_it_says_where_to_run_it(base: Path, lorry: Any, monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = lorry("stage", MODEL, "--quantize", "nf4", "--from", str(base))
     assert done.code == 2
-    assert "--quantize: torch is not installed here; pip install 'lorry[train]', or run" in done.error
+    assert "quantize: torch is not installed here; pip install 'lorry[train]', or run" in done.error
 
 
 def test_a_recipe_finds_its_quantised_folder_or_says_how_to_fill_it(tmp_path: Path) -> None:
