@@ -22,6 +22,8 @@ from trainer.load import load_whole
 from trainer.quantised_linear import QuantisedLinear
 from trainer.quantize import quantise
 
+pytestmark = pytest.mark.timeout(900)  # several starts of the trainer, on a busy machine
+
 REPLICA = {"hardware": {"engine": "replica", "quantize": "int8"}}
 SHARED = {"adapter": {"expert_layout": "shared_outer"}}
 STEPS = {"training": {"max_steps": 4, "micro_batch": 1, "checkpoint_steps": 2}}
@@ -68,6 +70,7 @@ def test_plain_peft_says_the_same_on_the_weights_that_int8_stands_for(replica: A
     assert probe.rms(trained, again) < 1e-3 * probe.rms(base, trained)
 
 
+@pytest.mark.slow
 def test_a_staged_model_trains_to_the_same_adapter(replica: Any, jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
     """Staging and quantising on the spot are one arithmetic; the staged one never holds the plain weights."""
     staged = tmp_path / "staged"
@@ -82,6 +85,7 @@ def test_a_staged_model_trains_to_the_same_adapter(replica: Any, jobs: Any, smok
     assert proven(job, staged).reproduction_error < 1e-5
 
 
+@pytest.mark.slow
 def test_one_rank_takes_the_steps_of_two(replica: Any, jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
     changes = merged(REPLICA, SHARED, STEPS, {"hardware": {"gpus": 1}})
     one = jobs.make(tmp_path / "one", changes, jobs.reference_rows())
@@ -101,6 +105,7 @@ def test_a_resumed_replica_ends_bit_equal(replica: Any, jobs: Any, smoke_model: 
     assert job.losses == replica.losses
 
 
+@pytest.mark.slow
 def test_engines_take_over_from_each_other(reference: Any, jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
     """The checkpoint that ZeRO-3 left at step 10 or later goes on as a replica in full precision."""
     changes = merged(jobs.reference, {"training": {"checkpoint_steps": 8}})
