@@ -105,36 +105,6 @@ def test_a_resumed_replica_ends_bit_equal(replica: Any, jobs: Any, smoke_model: 
     assert job.losses == replica.losses
 
 
-@pytest.mark.slow
-def test_engines_take_over_from_each_other(reference: Any, jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
-    """The checkpoint that ZeRO-3 left at step 10 or later goes on as a replica in full precision."""
-    changes = merged(jobs.reference, {"training": {"checkpoint_steps": 8}})
-    zero3 = jobs.make(tmp_path / "zero3", changes, jobs.reference_rows())
-    assert jobs.train(zero3, smoke_model)
-    assert zero3.losses == reference.losses
-    other = jobs.make(tmp_path / "replica", merged(changes, {"hardware": {"engine": "replica"}}), jobs.reference_rows())
-    shutil.copytree(zero3.folder / "checkpoints", other.folder / "checkpoints")
-    log = jobs.train(other, smoke_model)
-    assert "resumes from step-000008" in log
-    assert other.result.outcome == "completed", log[-3000:]
-    assert other.losses == pytest.approx(reference.losses[8:], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_bf16_keeps_fp32_masters_and_is_proven(jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
-    changes = merged(REPLICA, STEPS, {"training": {"precision": "bf16"}, "hardware": {"quantize": "nf4"}})
-    job = jobs.make(tmp_path / "job", changes, jobs.reference_rows())
-    log = jobs.train(job, smoke_model)
-    assert job.result.outcome == "completed", log[-3000:]
-    assert "nf4" in log
-    assert "57,344 float32" in log, "the experts' factors are their own masters"
-    proof = proven(job, smoke_model)
-    assert proof.reproduction_error <= 0.1 * proof.effect
-    tensors = jobs.tensors(job)
-    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
-    assert any(not torch.equal(t, t.bfloat16().float()) for k, t in tensors.items() if "q_proj" in k)
-
-
 def written_out(model: Any) -> None:
     """Storages become parameters of what they decode to."""
     for name, linear in list(model.named_modules()):
