@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from recipes.job import LaunchSpec, Stage
+from recipes.load import load_recipe
 from scripts.adapter import verify_adapter
 from scripts.backends.runpod_api import RunpodApi
 from scripts.errors import ProviderError
@@ -25,7 +26,7 @@ from scripts.fake_runpod.host import Host, Mishap
 from scripts.fake_runpod.processes import ProcessRunner
 from scripts.fake_runpod.server import serve
 from scripts.job_lock import lock_owner
-from scripts.models import making_command
+from scripts.models import making_commands, recipe_folder
 from scripts.state import JobState
 from scripts.stop import stop_job
 from scripts.store import open_store
@@ -53,9 +54,10 @@ BLOWS: tuple[tuple[str, Stage], ...] = (
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The smoke model, made once."""
-    folder = tmp_path / "model"
-    subprocess.run(making_command(folder), cwd=REPOSITORY, check=True, capture_output=True, timeout=280)
-    return folder
+    recipe = load_recipe("smoke/zero3").recipe
+    for command in making_commands(tmp_path, recipe):
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=280)
+    return recipe_folder(tmp_path, recipe)
 
 
 @dataclass
