@@ -18,6 +18,7 @@ Cause = Literal[
     "no_effect",
     "cannot_run_here",
     "unexpected",
+    "too_slow",
 ]
 
 EXIT_CODES: dict[Cause, int] = {
@@ -34,6 +35,7 @@ EXIT_CODES: dict[Cause, int] = {
     "no_effect": 30,
     "cannot_run_here": 31,
     "unexpected": 32,
+    "too_slow": 33,
 }
 "Exit codes of `python -m trainer.train`; 0 is completed. Kept clear of the shell's own 1, 2 and 126-165."
 
@@ -50,6 +52,7 @@ ADVICE: dict[Cause, str] = {
     "bad_targets": "the adapter would not train exactly what the recipe says",
     "no_effect": "the adapter does not change what the model says; it was not kept",
     "cannot_run_here": "this machine lacks what the recipe needs",
+    "too_slow": "its first steps show that it cannot end in time; raise limits.max_hours or lower training.epochs",
     "unexpected": "an error nobody foresaw; its text is in the log",
 }
 "What a person can do about it."

@@ -155,6 +155,8 @@ class Status(Record):
     validation_loss: float | None = None
     gradient_norm: float | None = None
     tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    "What a step takes, as this attempt measures it."
 
 
 class Metric(Record):
@@ -169,6 +171,7 @@ class Metric(Record):
     learning_rate: float | None = None
     gradient_norm: float | None = None
     tokens_per_second: float | None = None
+    step_seconds: float | None = None
     validation_loss: float | None = None
 
 
@@ -208,6 +211,9 @@ class Result(Record):
     wall_seconds: float = 0.0
     trained_tokens: int = 0
     peak_gib: float | None = None
+    "Of the fullest rank: what torch reserved of its GPU, or the process's resident set on a CPU."
+    step_seconds: float | None = None
+    "As measured after the first steps of the last attempt."
     ended_at: float = 0.0
 
 

@@ -157,7 +157,7 @@ def _at_step(files: JobFiles) -> str:
 
 
 def _eta_seconds(files: JobFiles, now: float) -> float | None:
-    """Seconds to the last step, at the pace of this attempt since it started, loading included."""
+    """Seconds to the last step at the pace the trainer measures; until it has one, at that of the whole attempt."""
     status, container = files.status, files.container
     if status is None or container is None or not container.attempts or status.stage == "done":
         return None
@@ -166,6 +166,8 @@ def _eta_seconds(files: JobFiles, now: float) -> float | None:
     done = status.step - resumed
     if attempt.number != status.attempt or done <= 0:
         return None
+    if status.step_seconds is not None:
+        return status.step_seconds * (status.total_steps - status.step)
     pace = (status.updated_at - attempt.started_at) / done
     return max(0.0, pace * (status.total_steps - status.step) - (now - status.updated_at))
 

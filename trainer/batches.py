@@ -37,6 +37,12 @@ class Layout:
         bins = pack([len(e.ids) for e in ordered], self.tokens)
         return sorted(([ordered[i] for i in inside] for inside in bins), key=token_count)
 
+    def largest(self, examples: Sequence[Example]) -> list[Example]:
+        """The micro-batch of these examples that takes the most memory."""
+        if self.tokens is None:
+            return sorted(examples, key=lambda e: (len(e.ids), e.line, e.id))[-self.examples :]
+        return max(self.groups(examples), key=lambda g: token_count(g) if self.packed else len(g) * len(g[-1].ids))
+
     def tensors(self, examples: Sequence[Example], device: Any) -> dict[str, Any]:
         """What the model is called with."""
         return packed(examples, device) if self.packed else padded(examples, self.pad_id, device)

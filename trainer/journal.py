@@ -25,6 +25,7 @@ SHOWN = {
     "gradient_norm",
     "tokens_per_second",
     "validation_loss",
+    "step_seconds",
 }
 "Fields of a metric that the status repeats; loss and learning rate stand together in every line that has one."
 
@@ -37,7 +38,7 @@ class Journal:
     ) -> None:
         self.job, self.attempt, self.now = job, attempt, now
         self._keeper = keeper
-        self._started = now()
+        self.started_at = now()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._trouble: OSError | None = None
@@ -97,7 +98,7 @@ class Journal:
 
     def seconds(self) -> float:
         """Wall time of the training so far, earlier attempts up to their checkpoint included."""
-        return float(self._facts.get("earlier_seconds", 0.0)) + self.now() - self._started
+        return float(self._facts.get("earlier_seconds", 0.0)) + self.now() - self.started_at
 
     def close(self, cause: Cause | None, sentence: str) -> int:
         """Stops the heartbeat and writes result.json. Returns the exit code of the process.

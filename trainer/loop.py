@@ -20,6 +20,7 @@ from trainer.data import Example
 from trainer.engine import Engine
 from trainer.environment import Place, StopRequest
 from trainer.failures import TrainingStopped
+from trainer.first_steps import STEPS, Pace, hold_to_account
 from trainer.journal import Journal
 from trainer.targets import is_b
 
@@ -55,23 +56,27 @@ def evaluate(model: Any, examples: Sequence[Example], layout: Layout, place: Pla
 def train(run: Run, first_step: int, save: Callable[[int], None]) -> bool:
     """Steps from `first_step` (from 0) to the end; False when SIGTERM ended it earlier, after a checkpoint.
 
-    `save(step)` is collective. Raises TrainingStopped (nan_loss, bad_targets).
+    `save(step)` is collective. Raises TrainingStopped (nan_loss, bad_targets, too_slow, out_of_memory).
     """
     spec, journal = run.spec, run.journal
     saved_at, saved_step = time.monotonic(), first_step
+    pace = Pace(token_count(run.train) / len(run.train) * spec.recipe.training.global_batch)
     if _agreed(run, run.stop.asked)[0]:
         return False
     for step in range(first_step, spec.total_steps):
         started = time.monotonic()
         examples = [run.train[i] for i in _indices(run, step)]
         with _recomputing(run.engine.model) if step == first_step else nullcontext():
-            nll, rate, norm = _step(run, step, examples)
+            nll, rate, norm = _step(run, step, examples, rehearse=step == first_step)
         due = time.monotonic() - saved_at > spec.recipe.training.checkpoint_minutes * 60
         stop, save_now, loss = _agreed(run, run.stop.asked, due and run.place.rank == 0, nll)
         _refuse_nan(step + 1, loss, norm)
         _check_gradients(run, step + 1)
-        speed = token_count(examples) / (time.monotonic() - started)
-        _record(run, step, loss, rate, norm, speed, trained_count(examples))
+        seconds = time.monotonic() - started
+        pace.add(seconds, token_count(examples))
+        _record(run, step, loss, rate, norm, examples, seconds, pace)
+        if pace.steps == STEPS:
+            hold_to_account(spec, run.place, journal, pace, spec.total_steps - step - 1)
         every = spec.recipe.training.checkpoint_steps
         if step + 1 < spec.total_steps and (stop or save_now or (every and (step + 1) % every == 0)):
             journal.stage("saving")
@@ -88,10 +93,11 @@ def _indices(run: Run, step: int) -> list[int]:
     return batch_of_step(step, len(run.train), training.global_batch, training.seed)
 
 
-def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float, float]:
+def _step(run: Run, step: int, examples: Sequence[Example], rehearse: bool) -> tuple[Any, float, float]:
     """One optimizer step; (this rank's share of the mean loss, the learning rate, the gradient norm).
 
     The loss is divided by the trained tokens of the whole global batch: 1, 2 or 3 ranks then take the same step.
+    `rehearse` adds a pass of the largest micro-batch of the set, which counts nothing and shows the peak of memory.
     """
     training, place = run.spec.recipe.training, run.place
     rate = learning_rate_of_step(
@@ -99,10 +105,11 @@ def _step(run: Run, step: int, examples: Sequence[Example]) -> tuple[Any, float,
     )
     tokens = trained_count(examples)
     mean = 0.0
-    planned = passes(examples, run.layout, place.world)
+    planned = [share(groups, place.rank) for groups in passes(examples, run.layout, place.world)]
+    if rehearse:
+        planned.append((run.layout.largest(run.train), False))
     run.engine.begin(rate, len(planned))
-    for groups in planned:
-        mine, counts = share(groups, place.rank)
+    for mine, counts in planned:
         loss = run.engine.model(**run.layout.tensors(mine, place.device)) * (float(counts) / tokens)
         run.engine.backward(loss)
         mean = mean + loss.detach().double()
@@ -144,13 +151,21 @@ def _check_gradients(run: Run, step: int) -> None:
         raise TrainingStopped("nan_loss", f"an adapter matrix is not finite after step {step}")
 
 
-def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: float, trained: int) -> None:
+def _record(
+    run: Run,
+    step: int,
+    loss: float,
+    rate: float,
+    norm: float,
+    examples: Sequence[Example],
+    seconds: float,
+    pace: Pace,
+) -> None:
     journal, training = run.journal, run.spec.recipe.training
     if journal.known("first_training_loss") is None:
         journal.learn(first_training_loss=loss)
-    journal.learn(
-        step=step + 1, final_training_loss=loss, trained_tokens=(journal.known("trained_tokens") or 0) + trained
-    )
+    trained = (journal.known("trained_tokens") or 0) + trained_count(examples)
+    journal.learn(step=step + 1, final_training_loss=loss, trained_tokens=trained)
     journal.record(
         Metric(
             kind="train",
@@ -161,7 +176,8 @@ def _record(run: Run, step: int, loss: float, rate: float, norm: float, speed: f
             training_loss=loss,
             learning_rate=rate,
             gradient_norm=norm,
-            tokens_per_second=speed,
+            tokens_per_second=token_count(examples) / seconds,
+            step_seconds=pace.step_seconds,
         )
     )
 

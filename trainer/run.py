@@ -24,6 +24,7 @@ from trainer.engine import Engine
 from trainer.environment import Place, StopRequest, join, leave, quiet_libraries, refuse_slow_kernels
 from trainer.experts.module import use_our_experts
 from trainer.failures import TrainingStopped
+from trainer.first_steps import peak_gib
 from trainer.journal import Journal
 from trainer.load import DTYPES
 from trainer.loop import Run, evaluate, train
@@ -263,14 +264,7 @@ def _finish(work: Run, job: Path, family: Family, plan: TargetPlan, valid_set: l
         config = lora_config(family, work.spec.recipe.adapter)
         sums = export.write_adapter(job / "adapter", config, work.spec.recipe.base, weights, plan)
         work.journal.learn(adapter_sha256=sums)
-    work.journal.learn(peak_gib=_peak_gib(work.place))
-
-
-def _peak_gib(place: Place) -> float:
-    if place.cuda:
-        return float(torch.cuda.max_memory_allocated() / 2**30)
-    # Not ru_maxrss: Linux hands a child the peak of the process that started it.
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20
+    work.journal.learn(peak_gib=peak_gib(work.place))
 
 
 def _versions() -> dict[str, str]:

@@ -55,6 +55,8 @@ def main() -> int:
 def _train(
     spec: LaunchSpec, arguments: argparse.Namespace, journal: Journal, stop: StopRequest
 ) -> tuple[Cause | None, str]:
+    # Micro-batches of many sizes leave holes in a GPU's memory that no later one fits; torch reads this when imported.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ["HF_HUB_OFFLINE"] = "1"  # the trainer knows no network: what is not staged is missing
     try:
         journal.open()

@@ -130,6 +130,12 @@ def test_progress_and_time_left_come_from_the_steps_of_this_attempt() -> None:
     assert job_state(files, RUNNING, NOW).eta_seconds == pytest.approx(80 / 10 * 60 - 1)
 
 
+def test_a_measured_pace_corrects_the_time_left() -> None:
+    measured = STATUS.model_copy(update={"step_seconds": 7.5})
+    files = JobFiles("job-1", launch=SPEC, submission=ASKED, container=container(), status=measured)
+    assert job_state(files, RUNNING, NOW).eta_seconds == 60 * 7.5
+
+
 def test_money_is_hours_times_price_until_the_machine_is_gone() -> None:
     rented = SPEC.model_copy(update={"offer": "runpod-h200-4", "cap_usd": 5.0})
     price = hourly_usd(rented)

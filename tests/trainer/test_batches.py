@@ -16,6 +16,7 @@ from trainer.base_files import loading
 from trainer.batches import Layout, pack, packed, padded, passes, share, token_count, trained_count
 from trainer.cross_entropy import IGNORED
 from trainer.data import Example
+from trainer.first_steps import Pace
 from trainer.loss import WithLoss
 
 LOADING = loading(load_catalog().families["qwen3_next"])
@@ -86,6 +87,21 @@ def test_micro_batches_by_tokens_keep_the_budget_and_are_the_same_on_any_number_
     counted = [share(groups, rank) for groups in planned for rank in range(world)]
     assert sum(trained_count(group) for group, counts in counted if counts) == trained_count(EXAMPLES)
     assert len(plan.groups(EXAMPLES)) == (3 if is_packed else 4)
+
+
+def test_the_largest_micro_batch_is_as_large_as_any_step_can_have() -> None:
+    assert sorted(len(e.ids) for e in layout().largest(EXAMPLES)) == [27, 41]
+    assert [len(e.ids) for e in layout(tokens=50).largest(EXAMPLES)] == [2, 5, 6, 8, 9], "45 with its padding"
+    assert token_count(layout(tokens=50, packed=True).largest(EXAMPLES)) == 50
+
+
+def test_pace_leaves_out_the_first_step_and_goes_by_tokens() -> None:
+    pace = Pace(tokens_per_step=200)
+    pace.add(60, 100)
+    assert pace.step_seconds is None
+    pace.add(3, 300)
+    pace.add(1, 100)
+    assert pace.step_seconds == pytest.approx(2)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,6 +9,7 @@ import errno
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -82,6 +83,29 @@ def relaunch(job: Any, **fields: Any) -> Any:
     spec = job.spec.model_copy(update=fields)
     write_record(job.folder / "launch.json", spec)
     return type(job)(job.folder, spec)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause", "sentence"),
+    [
+        (
+            {"deadline_seconds": 0, "expected_step_seconds": 0.5},
+            "too_slow",
+            r"planned 0\.50 s\).*the 2 steps left take",
+        ),
+        ({"capacity_gib": 0.01}, "out_of_memory", r"peak \d+\.\d\d GiB \(not planned\) of 0\.01; lower"),
+    ],
+)
+def test_a_run_that_would_miss_its_deadline_or_its_memory_ends_after_three_steps(
+    fields: dict[str, Any], cause: str, sentence: str, jobs: Any, smoke_model: Path, tmp_path: Path
+) -> None:
+    changes = {"hardware": {"gpus": 1}, "training": {"max_steps": 5, "micro_batch": 2}}
+    job = relaunch(jobs.make(tmp_path / "job", changes, jobs.conversations(12)), **fields)
+    result = attempt(job, smoke_model)
+    assert (result.cause, result.step) == (cause, 3)
+    assert re.search(sentence, result.sentence)
+    assert result.step_seconds > 0
+    assert result.peak_gib > 0.1
 
 
 def test_another_number_of_processes_than_launched_is_refused(jobs: Any, smoke_model: Path, tmp_path: Path) -> None:

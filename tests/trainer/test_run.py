@@ -57,6 +57,9 @@ def test_status_and_metrics_hold_integers_and_loss_with_learning_rate(reference:
     assert (status.stage, status.progress, status.step, status.epoch) == ("done", 100, 12, 2)
     assert status.training_loss == metrics[-2].training_loss
     assert status.learning_rate == metrics[-2].learning_rate
+    assert metrics[1].step_seconds is None, "the first step warms up"
+    assert status.step_seconds == metrics[-2].step_seconds > 0
+    assert reference.result.step_seconds > 0
     assert status.validation_loss == metrics[-1].validation_loss
 
 
