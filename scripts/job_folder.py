@@ -6,8 +6,10 @@ files = read_job(store, "bicycle-care-1"); files.status
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from recipes.job import (
     Submission,
 )
 from scripts.errors import InputError, LorryError, Problem
-from scripts.store import Store, shown
+from scripts.store import FileStore, Store, shown
 
 Stamp = tuple[int, int]
 "Size and modification time (ns) of a file when it was sent."
@@ -147,6 +149,18 @@ def download_folder(store: Store, prefix: str, folder: Path) -> list[Path]:
             store.get_file(key, path)
             done.append(path)
     return done
+
+
+@contextmanager
+def file_below(store: Store, key: str) -> Iterator[Path]:
+    """One file as a path on this disk, for as long as the block lasts. Raises NotFound when it is missing."""
+    if isinstance(store, FileStore) and (store.root / key).is_file():
+        yield store.root / key
+        return
+    with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
+        path = Path(folder) / key.rpartition("/")[2]
+        store.get_file(key, path)
+        yield path
 
 
 def _record(store: Store, job_id: str, field: str) -> Record | str | None:

@@ -22,6 +22,7 @@ from scripts.cli import (
     money,
     put_to_work,
     records,
+    serve,
     set_up,
     the_rooms,
 )
@@ -31,7 +32,7 @@ from scripts.settings import read_settings
 
 GROUPS: dict[str, Sequence[Command]] = {
     "make an adapter": make_an_adapter.COMMANDS,
-    "look after it": (*look_after_it.COMMANDS, *put_to_work.COMMANDS, *records.COMMANDS),
+    "look after it": (*look_after_it.COMMANDS, *put_to_work.COMMANDS, *serve.COMMANDS, *records.COMMANDS),
     "the rooms": (*set_up.COMMANDS, *front_door.COMMANDS, *local_runpod.COMMANDS, *the_rooms.COMMANDS),
     "money": money.COMMANDS,
 }

@@ -1,0 +1,50 @@
+"""The files of a serving place: which adapter is live there, which were before, and everything that was tried.
+
+_serving/PLACE/00000001.json and so on in the store: each is the whole state after one deed, created once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recipes.job import Record
+
+Deed = Literal["publish", "canary", "roll back", "reload"]
+
+
+class Place(Record):
+    """A server of the private model, and how adapters reach it."""
+
+    url: str
+    base: str
+    "The name of the base model there, which is its id in recipes/models.yaml."
+    adapters: str
+    "URL of the folder that adapters are copied to: file:///... or s3://bucket/prefix."
+    mounted: str
+    "The same folder as the server's machine sees it."
+    form: Literal["peft", "vllm"] = "vllm"
+    max_lora_rank: int = 16
+
+
+class Serving(Record):
+    """One state of a place. live: the job whose adapter users get; earlier: what was live before, newest first."""
+
+    format: Literal[1] = 1
+    number: int
+    place: Place
+    live: str | None
+    earlier: tuple[str, ...] = ()
+    canary: str | None = None
+    canary_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    deed: Deed
+    job_id: str
+    "Whom the deed was about."
+    by: str
+    at: float
+    outcome: Literal["begun", "done", "failed"]
+    sentence: str = ""
+    effect: float | None = None
+    error: float | None = None
+    "As scripts.serving.probe heard them."

@@ -1,0 +1,60 @@
+"""The states of a serving place in the store, one small object each: two publishers cannot both write the next one.
+
+state = newest(store, "main"); following(store, "main", state, deed="publish", ...)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from recipes.serving import Serving
+from scripts.errors import Conflict, InputError, NotFound, Problem, VerificationFailed
+from scripts.store import Store
+
+FOLDER = "_serving"
+"No job can have this name."
+_PLACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+BUSY_SECONDS = 3600.0
+"A deed that was begun this long ago and not finished was broken off."
+
+
+def history(store: Store, name: str) -> list[Serving]:
+    """All states of a place, oldest first. Raises InputError for what cannot be a name, VerificationFailed."""
+    if not _PLACE.fullmatch(name):
+        raise InputError(Problem("--place", ascii(name[:60]), "1 to 32 of a-z, 0-9 and inner hyphens"))
+    states = []
+    for key in store.keys(f"{FOLDER}/{name}"):
+        try:
+            states.append(Serving.model_validate_json(store.read(key) or b""))
+        except ValidationError:
+            raise VerificationFailed(Problem(f"{store.url}/{key}", "not a state of a place", "restore it")) from None
+    return states
+
+
+def newest(store: Store, name: str) -> Serving:
+    """The state of a place now. Raises NotFound when nothing was ever published there."""
+    states = history(store, name)
+    if not states:
+        want = "publish an adapter there: `lorry serve JOB --place`"
+        raise NotFound(Problem(f"place {name}", "nothing was ever published there", want))
+    return states[-1]
+
+
+def following(store: Store, name: str, before: Serving | None, **changes: Any) -> Serving:
+    """Writes the state after `before`. Raises Conflict when somebody else wrote it, or is at work there."""
+    begins = changes.get("outcome") == "begun"
+    if begins and before and before.outcome == "begun" and changes["at"] - before.at < BUSY_SECONDS:
+        got = f"{before.by} began to {before.deed} {before.job_id} and has not finished"
+        raise Conflict(Problem(f"place {name}", got, "wait for it, or an hour"))
+    number = before.number + 1 if before else 1
+    fresh = {"canary": None, "canary_share": 0.0} if before is None else {}
+    kept = before.model_dump(exclude={"sentence", "effect", "error"}) if before else fresh
+    state = Serving.model_validate({**kept, **changes, "number": number})
+    if not store.create(f"{FOLDER}/{name}/{number:08d}.json", state.model_dump_json(indent=2).encode() + b"\n"):
+        raise Conflict(
+            Problem(f"place {name}", "somebody else published there at the same time", "look, then try again")
+        )
+    return state

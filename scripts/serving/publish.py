@@ -1,0 +1,201 @@
+"""Publishes an adapter to a server and proves it there; goes back by itself when the proof fails, and on request.
+
+desk = Desk(store, "main", vllm, os.environ, by="ann", now=time.time, sleep=time.sleep)
+publish(desk, "bicycle-care-2", place); roll_back(desk); check(desk)
+
+Ready is what the probe hears, not what a status says. What was live stays loaded until its successor is proven, and the
+one before stays loaded behind it: the way back is one switch, and there is never nothing to answer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.evaluation import Override
+from recipes.serving import Deed, Place, Serving
+from scripts import audit
+from scripts.dry_load import Server, dry_load
+from scripts.errors import LorryError, Problem, ProviderError, Refused, VerificationFailed
+from scripts.evaluate import promotable
+from scripts.export import export
+from scripts.job_folder import file_below
+from scripts.serving.client import Vllm
+from scripts.serving.history import following, history, newest
+from scripts.serving.probe import Heard, listen, read_points
+from scripts.store import Store, open_store
+
+READY_SECONDS = 900.0
+"Servers call themselves ready long before they are."
+PAUSE_SECONDS = 2.0
+WRONG_TRIES = 3
+"An adapter that answers, but wrongly, is heard so often before it is given up."
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where and by whom something is published."""
+
+    store: Store
+    place: str
+    vllm: Vllm
+    environment: Mapping[str, str]
+    by: str
+    now: Callable[[], float]
+    sleep: Callable[[float], None]
+
+
+def publish(
+    desk: Desk, job_id: str, place: Place, *, override: str | None = None, canary: float | None = None
+) -> Serving:
+    """Makes the adapter live at the place, or its canary, once it is proven there.
+
+    Raises Refused before anything is touched (no passing evaluation, another base, tensors that would not act),
+    VerificationFailed when the server did not answer with this adapter: what was live is live again then.
+    """
+    known = promotable(desk.store, job_id, override=override, by=desk.by, now=desk.now())
+    if known.manifest.base_model != place.base:
+        got = f"an adapter of {known.manifest.base_model}, and this place serves {place.base}"
+        raise Refused(Problem(f"job {job_id}", got, "publish it where its own base is served"))
+    states = history(desk.store, desk.place)
+    before = states[-1] if states else None
+    _require_base(desk, place)
+    _carry(desk, job_id, place)
+    deed: Deed = "publish" if canary is None else "canary"
+    begun = _step(desk, before, deed, job_id, "begun", place=place, live=before.live if before else None)
+    _tell(desk, known.override, job_id)
+    try:
+        heard = _proven(desk, place, job_id)
+    except LorryError as error:
+        stays = _restored(desk, begun, job_id)
+        _step(desk, begun, deed, job_id, "failed", sentence=f"{error}; {stays}"[:500])
+        raise VerificationFailed(*error.problems, Problem(f"place {desk.place}", stays)) from None
+    said = {"effect": heard.effect, "error": heard.error, "sentence": f"answers as trained, error {heard.error:.1%}"}
+    if canary is not None:
+        return _step(desk, begun, deed, job_id, "done", canary=job_id, canary_share=canary, **said)
+    earlier = tuple(dict.fromkeys(job for job in (begun.live, *begun.earlier) if job and job != job_id))
+    for job in earlier[1:]:
+        desk.vllm.unload(job)
+    done = _step(desk, begun, deed, job_id, "done", live=job_id, earlier=earlier, canary=None, canary_share=0.0, **said)
+    audit.record(desk.store, "promote", job_id, who=desk.by, now=desk.now(), note=f"live at {desk.place}")
+    return done
+
+
+def roll_back(desk: Desk, reason: str = "asked for") -> Serving:
+    """Makes the adapter that was live before live again, proven. Raises Refused when there was none."""
+    before = newest(desk.store, desk.place)
+    if not before.earlier:
+        raise Refused(Problem(f"place {desk.place}", "no adapter was live there before", "publish another one"))
+    to, *rest = before.earlier
+    begun = _step(desk, before, "roll back", to, "begun", sentence=reason[:500])
+    try:
+        heard = _proven(desk, before.place, to)
+    except LorryError as error:
+        _step(desk, begun, "roll back", to, "failed", sentence=str(error)[:500])
+        raise
+    said = {"effect": heard.effect, "error": heard.error, "sentence": f"{reason[:400]}; was {before.live}"}
+    done = _step(
+        desk, begun, "roll back", to, "done", live=to, earlier=tuple(rest), canary=None, canary_share=0.0, **said
+    )
+    audit.record(desk.store, "roll back", to, who=desk.by, now=desk.now(), note=f"live at {desk.place}: {reason}")
+    if before.live:
+        desk.vllm.unload(before.live)
+    return done
+
+
+def check(desk: Desk) -> Serving:
+    """Hears the live adapter; loads it again where the server forgot it, goes back where that does not help.
+
+    Raises VerificationFailed when neither answers as trained.
+    """
+    state = newest(desk.store, desk.place)
+    if state.live is None:
+        raise Refused(Problem(f"place {desk.place}", "nothing is live there", "publish an adapter"))
+    if _heard(desk, state.place, state.live)[0]:
+        return state
+    begun = _step(desk, state, "reload", state.live, "begun")
+    try:
+        heard = _proven(desk, state.place, state.live)
+    except LorryError as error:
+        failed = _step(desk, begun, "reload", state.live, "failed", sentence=str(error)[:500])
+        if not failed.earlier:
+            raise
+        return roll_back(desk, f"{state.live} does not answer as trained")
+    said = {"effect": heard.effect, "error": heard.error, "sentence": "the server had forgotten it"}
+    return _step(desk, begun, "reload", state.live, "done", **said)
+
+
+def _require_base(desk: Desk, place: Place) -> None:
+    bases = [name for name, parent in desk.vllm.models().items() if parent is None]
+    if place.base not in bases:
+        got = f"it serves {', '.join(bases) or 'nothing'}, not {place.base}"
+        raise Refused(Problem(desk.vllm.url, got, "name the base there with --served-model-name, letter by letter"))
+
+
+def _carry(desk: Desk, job_id: str, place: Place) -> None:
+    """Copies the adapter in the place's form, after a dry load; what is there already is not sent again."""
+    with tempfile.TemporaryDirectory(prefix="lorry-serve-") as temporary:
+        folder = Path(temporary) / "adapter"
+        names = export(desk.store, job_id, place.form, folder, desk.environment)
+        if place.form == "vllm" and (
+            problems := dry_load(folder, place.base, Server(max_lora_rank=place.max_lora_rank))
+        ):
+            raise Refused(*problems)
+        there = open_store(place.adapters)
+        for name in names:
+            there.put_file(folder / name, f"{job_id}/{name}")
+
+
+def _proven(desk: Desk, place: Place, job_id: str) -> Heard:
+    """Loads the adapter and waits until the server answers with it. Raises VerificationFailed, ProviderError."""
+    give_up = desk.now() + READY_SECONDS
+    desk.vllm.load(job_id, f"{place.mounted.rstrip('/')}/{job_id}")
+    wrong = 0
+    while True:
+        heard, sentence = _heard(desk, place, job_id)
+        if heard:
+            return heard
+        wrong += not sentence.startswith(_SILENT)
+        if wrong >= WRONG_TRIES or desk.now() > give_up:
+            want = "the server's log says more; the adapter itself was proven when it was trained"
+            raise VerificationFailed(Problem(f"{job_id} at {desk.vllm.url}", sentence, want))
+        desk.sleep(PAUSE_SECONDS)
+
+
+_SILENT = "no answer: "
+
+
+def _heard(desk: Desk, place: Place, job_id: str) -> tuple[Heard | None, str]:
+    """What the probe hears when it is the adapter; otherwise nothing, and a sentence."""
+    with file_below(desk.store, f"{job_id}/probe.safetensors") as path:
+        points = read_points(path)
+    try:
+        heard = listen(desk.vllm, place.base, job_id, points)
+    except ProviderError as error:
+        return None, f"{_SILENT}{error}"
+    return (None, heard.problem) if heard.problem else (heard, "")
+
+
+def _restored(desk: Desk, begun: Serving, job_id: str) -> str:
+    """After a failed publication: the new adapter goes, what was live is heard, and loaded again where it must be."""
+    try:
+        if job_id not in (begun.live, *begun.earlier):
+            desk.vllm.unload(job_id)
+        if begun.live and not _heard(desk, begun.place, begun.live)[0]:
+            _proven(desk, begun.place, begun.live)
+    except LorryError as error:
+        return f"{begun.live or 'the base model'} does not answer either: {error}"
+    return f"{begun.live} stays live" if begun.live else "nothing was live there"
+
+
+def _tell(desk: Desk, override: Override | None, job_id: str) -> None:
+    if override is not None:
+        audit.record(desk.store, "override", job_id, who=desk.by, now=desk.now(), note=override.reason)
+
+
+def _step(desk: Desk, before: Serving | None, deed: Deed, job_id: str, outcome: str, **changes: Any) -> Serving:
+    said = {"deed": deed, "job_id": job_id, "by": desk.by, "at": desk.now(), "outcome": outcome}
+    return following(desk.store, desk.place, before, **said, **changes)
