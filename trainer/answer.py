@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,19 @@ class Answers:
 
         probe: also the log-probability of every prompt token but the first, given those before it.
         """
-        if adapter != self._attached:
+        if adapter is not None and adapter != self._attached:
             self._detach()
-            if adapter is not None:
-                self._attach(self._paths[adapter])
+            self._attach(self._paths[adapter])
             self._attached = adapter
         ids = self._ids(prompt)
-        answer: Json = {"prompt_ids": ids, "prompt_logprobs": self._log_probabilities(ids) if probe else None}
-        made = self._generated(ids, max_tokens, temperature)
+        without = self._model.disable_adapter() if adapter is None and self._attached else nullcontext()
+        with without:
+            said, first = self._log_probabilities(ids) if probe else (None, None)
+            if first is not None and max_tokens == 1 and temperature == 0:
+                made = [first]
+            else:
+                made = self._generated(ids, max_tokens, temperature)
+        answer: Json = {"prompt_ids": ids, "prompt_logprobs": said}
         ends = [i for i, token in enumerate(made) if token in self._chat.end_ids]
         kept = made[: ends[0]] if ends else made
         return answer | {"ids": made, "text": self._chat.decode(kept), "finish_reason": "stop" if ends else "length"}
@@ -81,12 +87,14 @@ class Answers:
             return self._chat.encode(self._chat.render(prompt, True))[0]
         return [int(token) for token in prompt] if isinstance(prompt, list) else self._chat.encode(str(prompt))[0]
 
-    def _log_probabilities(self, ids: list[int]) -> list[float | None]:
+    def _log_probabilities(self, ids: list[int]) -> tuple[list[float | None], int]:
+        """(log-probability of each token, None for the first; the likeliest token to follow)."""
         batch = torch.tensor([ids], device=self._model.device)
         with torch.no_grad():
             logits = self._model(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False).logits[0]
         rows = torch.log_softmax(logits[:-1].float(), dim=-1)
-        return [None, *(float(row[token]) for row, token in zip(rows, ids[1:], strict=True))]
+        said = [None, *(float(row[token]) for row, token in zip(rows, ids[1:], strict=True))]
+        return said, int(logits[-1].argmax())
 
     def _generated(self, ids: list[int], max_tokens: int, temperature: float) -> list[int]:
         batch = torch.tensor([ids], device=self._model.device)

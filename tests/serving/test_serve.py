@@ -95,7 +95,7 @@ def test_a_published_adapter_is_heard_and_the_way_back_is_one_call(scene: Scene)
     assert [s.outcome for s in history(scene.store, "main")] == ["begun", "done"] * 3
 
 
-@pytest.mark.parametrize("fault", ["ignores", "half", "crashes"])
+@pytest.mark.parametrize("fault", ["ignores", *(pytest.param(f, marks=pytest.mark.slow) for f in ("half", "crashes"))])
 def test_a_server_that_does_not_answer_with_the_adapter_keeps_the_old_one(fault: Any, scene: Scene) -> None:
     scene.publish("good-1")
     scene.server.fault, scene.server.victims = fault, {"good-2"}
@@ -121,6 +121,7 @@ def test_ready_is_what_is_heard_and_not_what_is_said(scene: Scene) -> None:
     assert scene.slept >= 2
 
 
+@pytest.mark.slow
 def test_a_server_that_never_becomes_ready_is_given_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.serving.fake_vllm.EARLY", 10**6)
     monkeypatch.setattr("scripts.serving.publish.READY_SECONDS", 20.0)
@@ -138,6 +139,7 @@ def test_what_a_restart_forgot_is_loaded_again(scene: Scene) -> None:
     assert check(scene.desk) == state  # nothing to do, nothing written
 
 
+@pytest.mark.slow
 def test_an_adapter_that_stops_working_goes_back_by_itself(scene: Scene) -> None:
     scene.publish("good-1")
     scene.publish("good-2")
@@ -148,6 +150,7 @@ def test_an_adapter_that_stops_working_goes_back_by_itself(scene: Scene) -> None
     assert scene.hears("good-1")
 
 
+@pytest.mark.slow
 def test_a_canary_is_proven_but_not_live(scene: Scene) -> None:
     scene.publish("good-1")
     state = scene.publish("good-2", canary=0.1)
@@ -155,6 +158,7 @@ def test_a_canary_is_proven_but_not_live(scene: Scene) -> None:
     assert scene.publish("good-2").canary is None
 
 
+@pytest.mark.slow
 def test_one_job_under_another_jobs_adapter_is_not_taken_for_it(scene: Scene) -> None:
     """The files of good-1 under the name good-2: it acts, but not as the trainer of good-2 recorded."""
     scene.publish("good-1")
@@ -226,6 +230,7 @@ def test_the_local_server_answers_as_openais_client_expects(scene: Scene) -> Non
         client.chat.completions.create(model="nobody-1", messages=question)
 
 
+@pytest.mark.slow
 def test_a_person_publishes_looks_and_goes_back_at_a_terminal(scene: Scene, made: Any, tmp_path: Path) -> None:
     at: Callable[..., Any] = lambda *words: made.__class__(tmp_path / "jobs", made.models).lorry("serve", *words)  # noqa: E731
     missing = at("good-1")
