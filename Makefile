@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 LOCKED := $(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | tr -d ' ')
 STAMP := $(VENV)/.installed-$(LOCKED)
 
-.PHONY: demo demo-runpod live-smoke test test-slow bench lock clean
+.PHONY: demo demo-runpod demo-serve live-smoke test test-slow bench lock clean
 
 demo: $(STAMP)  ## trains the smoke recipe on the example training set, to a verified adapter
 	$(BIN)/lorry run smoke/zero3 --training-set examples/bicycle-care.jsonl
 
 demo-runpod: $(STAMP)  ## the web app's way on a local Runpod: submit by HTTP, train in a Pod, download, bill, no Pod left
 	$(BIN)/python examples/demo_runpod.py
+
+demo-serve: $(STAMP)  ## two adapters trained, evaluated, proven on a server here, and back to the first
+	$(BIN)/python examples/demo_serve.py
 
 live-smoke: $(STAMP)  ## one real Pod, for less than a dollar: shows the quote, and spends only with LORRY_LIVE_SMOKE=yes
 	$(BIN)/python -m scripts.live_smoke

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -102,7 +103,9 @@ def train_by_hand(job: Any, model_folder: Path, rate: float) -> None:
     write_record(job.folder / "result.json", result)
     proven = prove(job.folder, model_folder)
     write_record(job.folder / "proof.json", proven.proof)
-    write_record(job.folder / "scores.json", measure(proven.model, job.folder, model_folder, spec, result))
+    with patch.multiple("trainer.evaluate", ANSWER_TOKENS=8, MOST_ANSWERS=2):
+        scores = measure(proven.model, job.folder, model_folder, spec, result)
+    write_record(job.folder / "scores.json", scores)
     write_manifest(job.folder, spec, result, proven.proof, cost_usd=0.0, now=1_700_000_000.0)
 
 
