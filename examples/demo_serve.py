@@ -1,7 +1,7 @@
 """From a training set to an adapter that answers, and back to the one before, without a GPU: `make demo-serve`.
 
-Two adapters are trained, evaluated and published to a server on this machine; each is proven there by what it says. Then
-the first is live again. It exits with 0 when all of that is so, with 1 when not; nothing it started is left.
+Two adapters are trained, evaluated and published to a server on this machine; each is proven there by what it says.
+Then the first is live again. It exits with 0 when all of that is so, with 1 when not; nothing it started is left.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def export(store: Store, job_id: str, form: Form, to: Path, environment: Mapping
     if to.exists():
         raise Conflict(Problem(str(to), "it exists already", "name a new folder"))
     if form == "merged":
-        raise Refused(Problem("--for merged", "a merged model is a base model of its own", f"`lorry merge {job_id}`"))
+        want = f"`lorry merge {job_id} --base DIR --to {to}`"
+        raise Refused(Problem("--for merged", "that needs the base model's own files", want))
     with disk_errors(to):
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as temporary:

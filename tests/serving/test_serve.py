@@ -115,6 +115,7 @@ def test_a_server_that_does_not_answer_with_the_adapter_keeps_the_old_one(fault:
     assert scene.hears("good-1")
 
 
+@pytest.mark.slow
 def test_ready_is_what_is_heard_and_not_what_is_said(scene: Scene) -> None:
     scene.server.fault = "early"
     assert scene.publish("good-1").live == "good-1"
@@ -168,6 +169,7 @@ def test_one_job_under_another_jobs_adapter_is_not_taken_for_it(scene: Scene) ->
     assert not scene.hears("good-2")
 
 
+@pytest.mark.slow
 def test_nothing_is_touched_before_everything_is_in_order(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "jobs" / "good-1" / "evaluation.json").unlink()
     with pytest.raises(Refused, match="not evaluated"):
@@ -189,6 +191,7 @@ def test_nothing_is_touched_before_everything_is_in_order(scene: Scene, tmp_path
         newest(scene.store, "../main")
 
 
+@pytest.mark.slow
 def test_an_override_is_in_the_audit_with_its_reason(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "jobs" / "good-1" / "evaluation.json").unlink()
     scene.publish("good-1", override="the client wants to see it today")
@@ -212,6 +215,7 @@ def test_no_adapter_is_managed_in_the_clear(url: str) -> None:
         Vllm(url)
 
 
+@pytest.mark.slow
 def test_the_local_server_answers_as_openais_client_expects(scene: Scene) -> None:
     from openai import NotFoundError, OpenAI
 
