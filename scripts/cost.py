@@ -27,8 +27,22 @@ BILL_SECONDS = 2.0 * HOUR
 LONGEST_WAIT_SECONDS = 48.0 * HOUR
 "A bill that has not come by then is not waited for: hours x price stands."
 
-Bill = Callable[[Store, JobFiles], dict[str, float] | None]
-"USD by machine for all that a job rented; None where the provider bills nothing by machine. Raises ProviderError."
+Source = Literal["bill", "hours", "lifetime"]
+"""bill: what the provider charged; lifetime: how long the provider says each machine lived x its price; hours: the
+job's own hours x price, as far as is known."""
+
+
+@dataclass(frozen=True)
+class Charges:
+    """What a job's machines cost, by machine, as far as is known now. is_closed: nothing will be added."""
+
+    usd: Mapping[str, float]
+    source: Source = "bill"
+    is_closed: bool = False
+
+
+Bill = Callable[[Store, JobFiles], Charges | None]
+"The charges for all that a job rented; None where the provider says nothing by machine. Raises ProviderError."
 
 
 class Settlement(Record):
@@ -39,8 +53,7 @@ class Settlement(Record):
     quote_usd: float
     cap_usd: float
     usd: float
-    source: Literal["bill", "hours"]
-    "bill: what the provider charged; hours: time of the machine x price, as far as is known."
+    source: Source
     machines: Mapping[str, float] = {}
     "USD by machine on the bill."
     submitted_at: float
@@ -58,28 +71,29 @@ class Quote:
     usd: float
 
 
-def settlement_of(files: JobFiles, state: JobState, bill: Mapping[str, float] | None, now: float) -> Settlement | None:
+def settlement_of(files: JobFiles, state: JobState, charges: Charges | None, now: float) -> Settlement | None:
     """The settlement of a job whose machine is gone; None for a job that never asked for one. Pure.
 
-    bill: USD by machine as the provider says it now, empty while it says nothing, None where it never does.
+    charges: as the provider says them now, empty while it says nothing, None where it never does.
     """
     spec, submission = files.launch, files.submission
     if spec is None or submission is None:
         return None
     over = ended_at(files) or (files.container.updated_at if files.container else None)
     over = over or (files.stop.at if files.stop else submission.submitted_at)
-    age = now - over
+    age, usd = now - over, charges.usd if charges else {}
+    is_closed = charges is None or charges.is_closed or age > LONGEST_WAIT_SECONDS or (bool(usd) and age > BILL_SECONDS)
     return Settlement(
         job_id=spec.job_id,
         quote_usd=spec.quote_usd,
         cap_usd=spec.cap_usd,
-        usd=round(sum(bill.values()) if bill else state.spent_usd or 0.0, 6),
-        source="bill" if bill else "hours",
-        machines=bill or {},
+        usd=round(sum(usd.values()) if usd else state.spent_usd or 0.0, 6),
+        source=charges.source if charges and usd else "hours",
+        machines=usd,
         submitted_at=submission.submitted_at,
         ended_at=over,
         settled_at=now,
-        is_final=bill is None or age > LONGEST_WAIT_SECONDS or (bool(bill) and age > BILL_SECONDS),
+        is_final=is_closed,
     )
 
 
@@ -106,7 +120,7 @@ def settle(store: Store, files: JobFiles, state: JobState, bill: Bill, now: floa
     return settlement
 
 
-def pod_bill(api: RunpodApi, store: Store, files: JobFiles) -> dict[str, float] | None:
+def pod_bill(api: RunpodApi, store: Store, files: JobFiles) -> Charges | None:
     """What Runpod charged for every Pod of a job, by Pod; None where the job ran in no Pod."""
     submission = files.submission
     if submission is None or submission.backend != "runpod_pod":
@@ -120,7 +134,7 @@ def pod_bill(api: RunpodApi, store: Store, files: JobFiles) -> dict[str, float] 
     for row in api.bill("pods", datetime.fromtimestamp(asked_at // HOUR * HOUR, UTC)):
         if row.get("podId") in pods:
             usd[row["podId"]] = usd.get(row["podId"], 0.0) + float(row.get("totalAmount") or 0.0)
-    return usd
+    return Charges(usd)
 
 
 def spent_this_month(settlements: Iterable[Settlement], quotes: Iterable[Quote], now: float) -> float:

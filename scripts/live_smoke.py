@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 
 from recipes.job import Manifest
+from scripts.backends.base import machine_name
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
 from scripts.backends.runpod_pod import RunpodPodBackend
-from scripts.backends.runpod_pod_request import pod_name
 from scripts.cost import Settlement, pod_bill, settle
 from scripts.errors import InputError, LorryError, Problem, ProviderError, Refused, TrainingFailed
 from scripts.job_folder import read_job
@@ -154,7 +154,7 @@ def end_all(api: RunpodApi, job_id: str) -> None:
     """Ends every Pod of the job, deaf to further signals. Raises ProviderError naming those that may be left."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    give_up, left = time.monotonic() + END_SECONDS, [f"any Pod named {pod_name(job_id)}"]
+    give_up, left = time.monotonic() + END_SECONDS, [f"any Pod named {machine_name(job_id)}"]
     while time.monotonic() < give_up:
         try:
             left = pods_of(api, job_id)
@@ -170,7 +170,7 @@ def end_all(api: RunpodApi, job_id: str) -> None:
 
 def pods_of(api: RunpodApi, job_id: str) -> list[str]:
     """The ids of the Pods of this job that may cost something."""
-    return [p["id"] for p in api.listed("pods") if p["name"] == pod_name(job_id) and p["status"] != "TERMINATED"]
+    return [p["id"] for p in api.listed("pods") if p["name"] == machine_name(job_id) and p["status"] != "TERMINATED"]
 
 
 def settled(store: Store, job_id: str, state: JobState, api: RunpodApi, patience: float) -> Settlement | None:

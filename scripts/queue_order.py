@@ -18,8 +18,7 @@ from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from recipes.load import load_recipe
 from recipes.recipe import BackendName
-from scripts.backends.base import Handle, Observation, Owned
-from scripts.backends.runpod_pod_request import pod_name
+from scripts.backends.base import Handle, Observation, Owned, machine_name
 from scripts.backends.runpod_queue_claims import QueueClaims, take
 from scripts.errors import Conflict, InputError, NotFound, Problem, Refused
 from scripts.gateway.clients import Client
@@ -179,7 +178,7 @@ class Here:
     def submit(self, spec: LaunchSpec, request: Mapping[str, Any]) -> dict[str, Any]:
         """The handle by which the queue's backend finds this job."""
         usd = load_catalog().offers[spec.offer or ""].usd_per_hour
-        about = {"queue": self.queue_id, "endpoint": self.settings.endpoint, "name": pod_name(spec.job_id)}
+        about = {"queue": self.queue_id, "endpoint": self.settings.endpoint, "name": machine_name(spec.job_id)}
         return {**about, "number": 1, "run_by": self.now(), "usd_per_hour": usd}
 
     def observe(self, handle: Handle) -> Observation:

@@ -16,8 +16,7 @@ from typing import Literal
 
 from recipes.job import JOB_ID
 from recipes.recipe import BackendName
-from scripts.backends.base import Backend, Owned
-from scripts.backends.runpod_pod_request import pod_name
+from scripts.backends.base import Backend, Owned, machine_name, machine_of
 from scripts.errors import LorryError
 from scripts.forgotten import MONTH_HOURS, Forgotten
 from scripts.job_folder import JobFiles, read_jobs
@@ -135,8 +134,8 @@ def reap(
 def _end(machine: Machine, reason: str, backend: Backend, open_store: OpenStore, now: float) -> None:
     """Ends this very machine. Its job is stopped with it, unless the job has another machine by now."""
     submission = machine.files.submission if machine.files else None
-    current = submission.handle.get("pod") if submission else None
-    if current in (None, machine.owned.handle.get("pod")):
+    current = machine_of(submission.handle) if submission else None
+    if current in (None, machine_of(machine.owned.handle)):
         try:
             stop_job(open_store(_store(machine.owned)), machine.owned.job_id, backend, "reaper", reason, now)
         finally:
@@ -149,7 +148,7 @@ def _unproved(machine: Machine) -> str | None:
     """Which of the three proofs is missing; None when all are there."""
     owned, files = machine.owned, machine.files
     deadline = owned.handle.get("deadline")
-    if machine.name != pod_name(owned.job_id):
+    if machine.name != machine_name(owned.job_id):
         return "its name is not that of its job"
     if isinstance(deadline, bool) or not isinstance(deadline, int | float):
         return "no deadline"

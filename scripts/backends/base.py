@@ -17,6 +17,19 @@ Handle = Mapping[str, Any]
 "What submit returned, as submission.json keeps it: enough to find the machine again."
 
 
+NAME_PREFIX = "lorry-"
+
+
+def machine_name(job_id: str) -> str:
+    """The one name that machines of a job have at their provider."""
+    return NAME_PREFIX + job_id
+
+
+def machine_of(handle: Handle) -> Any:
+    """The provider's own id of the machine in a handle, or of all its nodes; None in one that was never completed."""
+    return handle.get("pod") or handle.get("instances")
+
+
 @dataclass(frozen=True)
 class Observation:
     """What the provider says about one machine.
@@ -28,6 +41,8 @@ class Observation:
     phase: Phase
     detail: str = ""
     usd: float | None = None
+    was_taken: bool = False
+    "Gone because the provider wanted it back: the job may go on elsewhere."
 
 
 @dataclass(frozen=True)

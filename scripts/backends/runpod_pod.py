@@ -15,12 +15,13 @@ from typing import Any
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
-from scripts.backends.base import Handle, LiveOffer, Observation, Owned, Phase
+from scripts.backends.base import Handle, LiveOffer, Observation, Owned, Phase, machine_name
+from scripts.backends.claims import ask_once
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
 from scripts.backends.runpod_errors import RunpodError
 from scripts.backends.runpod_offers import CENT, Candidate, choose, live_offers
 from scripts.backends.runpod_pod_claims import PodClaim, PodClaims
-from scripts.backends.runpod_pod_request import PodSettings, placed, pod_name, pod_request, read_pod_settings
+from scripts.backends.runpod_pod_request import PodSettings, placed, pod_request, read_pod_settings
 from scripts.errors import LorryError, Problem, ProviderError, Refused
 from scripts.job_token import client_of, make_token
 from scripts.store import open_store
@@ -33,7 +34,6 @@ _PHASES: dict[str, Phase] = {"PROVISIONING": "waiting", "STARTING": "waiting", "
 _ENDED = ("EXITED", "ERROR")  # they do nothing any more, but their disk is charged
 _CREATE_TRIES = 3
 _LOOKS = (1.0, 3.0, 8.0)  # seconds before each look for a Pod whose create was not answered
-_WAIT_SECONDS, _WAITS = 2.0, 120
 _MOST_LINES = 5000
 
 
@@ -67,18 +67,12 @@ class RunpodPodBackend:
         Raises Refused when the live price is above the quote or a secret is missing, ProviderError otherwise.
         """
         claims = PodClaims(open_store(spec.store), spec.job_id, self._now)
-        for _ in range(_WAITS):
-            newest = claims.newest()
-            if pod := self._only_pod(spec, claims):
-                return self._known(claims, newest, pod)
-            if newest is None or not newest.is_pending(self._now()):
-                mine = claims.take(newest)
-                if mine is not None:
-                    return self._ask(spec, request, claims, mine)
-            self._sleep(_WAIT_SECONDS)
-        raise ProviderError(
-            Problem(f"job {spec.job_id}", "another launch is asking for its Pod", "see it with `lorry show`")
-        )
+
+        def found(newest: PodClaim | None) -> dict[str, Any] | None:
+            pod = self._only_pod(spec, claims)
+            return self._known(claims, newest, pod) if pod else None
+
+        return ask_once(claims, found, lambda mine: self._ask(spec, request, claims, mine), self._sleep)
 
     def observe(self, handle: Handle) -> Observation:
         """What Runpod says. A Pod that is of no use any more is terminated here, and counts as gone."""
@@ -108,7 +102,7 @@ class RunpodPodBackend:
             env = pod.get("env") or {}
             job_id = str(env.get("LORRY_JOB", ""))
             deadline = str(env.get("LORRY_DEADLINE", ""))
-            ours = pod["name"] == pod_name(job_id) and deadline.isdecimal() and len(job_id) > 2
+            ours = pod["name"] == machine_name(job_id) and deadline.isdecimal() and len(job_id) > 2
             if ours and pod["status"] != "TERMINATED":
                 handle = {"pod": pod["id"], "name": pod["name"], "status": pod["status"]}
                 handle |= {"store": env.get("LORRY_STORE", ""), "deadline": int(deadline)}
@@ -180,7 +174,7 @@ class RunpodPodBackend:
 
     def _only_pod(self, spec: LaunchSpec, claims: PodClaims) -> Json | None:
         """The Pod of this job: the oldest that lives. All others of the job are terminated."""
-        name = pod_name(spec.job_id)
+        name = machine_name(spec.job_id)
         pods = [pod for pod in self._api.listed("pods") if pod["name"] == name and pod["status"] != "TERMINATED"]
         pods = [pod for pod in pods if (pod.get("env") or {}).get("LORRY_STORE") == spec.store]
         pods.sort(key=lambda pod: (pod["status"] in _ENDED, pod["createdAt"], pod["id"]))

@@ -14,12 +14,12 @@ from typing import Any
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
+from scripts.backends.base import machine_name
 from scripts.backends.runpod_offers import Candidate, Limits
 from scripts.errors import InputError, Problem, Refused
 from scripts.job_token import KEYS_SECONDS, client_of
 
 Json = dict[str, Any]
-NAME_PREFIX = "lorry-"
 MOST_VARIABLES = 50
 _PLACED_VARIABLES = 4  # deadline, token, and where boto3 fetches keys with it
 MOUNT = "/workspace"
@@ -83,7 +83,7 @@ def pod_request(spec: LaunchSpec, settings: PodSettings) -> Json:
         raise Refused(*problems)
     offer = load_catalog().offers[spec.offer or ""]
     body: Json = {
-        "name": pod_name(spec.job_id),
+        "name": machine_name(spec.job_id),
         "image": image,
         "args": shlex.join(_command(spec)),
         "cloud": "SECURE",
@@ -114,11 +114,6 @@ def placed(request: Mapping[str, Any], candidate: Candidate, deadline: int, toke
         "dataCenterIds": [candidate.datacenter],
         "env": env,
     }
-
-
-def pod_name(job_id: str) -> str:
-    """The one name that Pods of a job have."""
-    return NAME_PREFIX + job_id
 
 
 def disk_gb(spec: LaunchSpec) -> int:

@@ -17,10 +17,9 @@ from typing import Any
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
-from scripts.backends.base import Handle, LiveOffer, Observation, Owned
+from scripts.backends.base import Handle, LiveOffer, Observation, Owned, machine_name
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
 from scripts.backends.runpod_errors import RunpodError
-from scripts.backends.runpod_pod_request import pod_name
 from scripts.backends.runpod_queue_claims import QueueClaim, QueueClaims, call_off
 from scripts.backends.runpod_queue_request import QUEUE_SECONDS, VARIABLE, numbered, queue_request, unfit
 from scripts.errors import LorryError, Problem, ProviderError, Refused
@@ -233,7 +232,7 @@ def _handle(spec: LaunchSpec, claim: QueueClaim) -> dict[str, Any]:
     return {
         "queue": claim.queue_id,
         "endpoint": claim.endpoint,
-        "name": pod_name(spec.job_id),
+        "name": machine_name(spec.job_id),
         "number": claim.number,
         "run_by": claim.asked_at + QUEUE_SECONDS,
         "usd_per_hour": usd,

@@ -122,7 +122,7 @@ def _job_cost(arguments: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps({"job": arguments.job, "quote_usd": files.launch.quote_usd, "cap_usd": files.launch.cap_usd,
                           "usd": usd, "settlement": settled}, indent=2))  # fmt: skip
         return 0
-    said = {"bill": "billed", "hours": "hours x price", "so far": "so far"}[source]
+    said = {"bill": "billed", "lifetime": "machine hours", "hours": "hours x price", "so far": "so far"}[source]
     print(f"{'quoted':<14} at most ${files.launch.quote_usd:.2f}")
     print(f"{'cap':<14} ${files.launch.cap_usd:.2f}")
     print(f"{said:<14} " + ("not known" if usd is None else f"${usd:.2f}"))

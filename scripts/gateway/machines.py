@@ -6,8 +6,6 @@ AWS_CONTAINER_AUTHORIZATION_TOKEN to its token needs no code: boto3 asks here, a
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -15,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from scripts.errors import NotFound, Problem, ProviderError, Refused
+from scripts.errors import NotFound, Problem
 from scripts.gateway.auth import Unauthorized, bearer
 from scripts.gateway.clients import Client
 from scripts.gateway.door import Door
 from scripts.gateway.http import Endpoint, guarded
 from scripts.gateway.views import Json
 from scripts.job_folder import read_job
+from scripts.job_session import job_session
 from scripts.job_token import Claim, read_token
 
 SESSION_SECONDS = 3600
@@ -57,24 +56,8 @@ def _claimed(door: Door, request: Request) -> tuple[Claim, Client]:
 
 def _credentials(door: Door, client: Client, job_id: str) -> Json:
     """Session credentials that reach the job's own prefix and the base models, in the form boto3 reads."""
-    found = re.fullmatch(r"s3://([^/]+)/?(.*)", f"{door.room(client).jobs.url}/{job_id}")
-    role, policy = door.settings.trainer_role, door.settings.session_policy
-    if found is None or not role or not policy:
-        want = "an s3:// store, LORRY_TRAINER_ROLE and LORRY_SESSION_POLICY"
-        raise Refused(Problem("credentials", "this front door cannot hand them out", want))
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        given = boto3.client("sts").assume_role(
-            RoleArn=role,
-            RoleSessionName=job_id[:64],
-            Policy=json.dumps(json.loads(policy.replace("JOB_PREFIX", found[2])), separators=(",", ":")),
-            DurationSeconds=SESSION_SECONDS,
-        )["Credentials"]
-    except (BotoCoreError, ClientError) as error:
-        kind = type(error).__name__
-        raise ProviderError(Problem("credentials", f"AWS refused the session ({kind})", "try again")) from None
+    url = f"{door.room(client).jobs.url}/{job_id}"
+    given = job_session(door.settings.trainer_role, door.settings.session_policy, url, SESSION_SECONDS)
     return {
         "AccessKeyId": given["AccessKeyId"],
         "SecretAccessKey": given["SecretAccessKey"],

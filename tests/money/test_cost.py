@@ -54,7 +54,7 @@ def test_nobody_elses_pods_are_on_the_ledger(place: Place) -> None:
     place.launch()
     place.rest(HOUR)
     files = read_job(place.store, "job-1")
-    assert pod_bill(place.api, place.store, files) == {files.submission.handle["pod"]: pytest.approx(PRICE)}  # type: ignore[union-attr]
+    assert pod_bill(place.api, place.store, files).usd == {files.submission.handle["pod"]: pytest.approx(PRICE)}  # type: ignore[union-attr]
 
 
 def test_a_bill_that_is_late_is_waited_for_and_then_given_up(place: Place) -> None:
