@@ -3,13 +3,15 @@
 record(store, "launch", "bicycle-care-1", who="ann", now=time.time()); verify(store)      # raises VerificationFailed
 
 Entry n is created under its number and never written again, so two writers cannot both be n: the loser reads the
-winner and becomes n+1. _audit/head.json repeats the newest entry's number and hash, so that a cut end shows as well.
-Who can write to the store can forge all of it at once; keep the head that `lorry audit` prints elsewhere, and compare.
+winner and becomes n+1. A client's jobs have their chain in the client's notes, whoever acts. _audit/head.json repeats
+the newest entry's number and hash, so that a cut end shows as well. Who can write to the store can forge all of it at
+once; keep the head that `lorry audit` prints elsewhere, and compare.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +19,7 @@ from pydantic import ValidationError
 
 from recipes.job import Record
 from scripts.errors import InputError, Problem, ProviderError, VerificationFailed
-from scripts.store import Store
+from scripts.store import Store, open_store
 
 Deed = Literal["launch", "stop", "evaluate", "override", "promote", "roll back", "delete", "export"]
 
@@ -26,6 +28,7 @@ FOLDER = "_audit"
 HEAD = f"{FOLDER}/head.json"
 NOTHING = "0" * 64
 "What stands before the first entry."
+_CLIENT_JOBS = re.compile(r"(.*/clients/[^/]+)/jobs")
 _TRIES = 200
 _MOST_CHARACTERS = 500
 
@@ -66,8 +69,15 @@ class Chain:
     head: Head
 
 
+def chain_store(store: Store) -> Store:
+    """Where the chain of a store of jobs lies: in the store itself, but for a client of the front door in its notes."""
+    of_a_client = _CLIENT_JOBS.fullmatch(store.url)
+    return open_store(f"{of_a_client[1]}/notes") if of_a_client else store
+
+
 def record(store: Store, what: Deed, subject: str, *, who: str, now: float, note: str = "") -> Head:
     """Appends one entry. Raises ProviderError when the store fails or others write all the time."""
+    store = chain_store(store)
     head = _newest(store)
     for _ in range(_TRIES):
         entry = Entry(
@@ -94,6 +104,7 @@ def verify(store: Store, expected: str | None = None) -> Chain:
     Raises VerificationFailed for the first entry that was changed, removed, swapped or added, InputError for an
     `expected` that is no head.
     """
+    store = chain_store(store)
     entries: list[Entry] = []
     hashes = [NOTHING]
     for number, key in enumerate(_entry_keys(store), 1):

@@ -1,6 +1,6 @@
 """Deletes a client: everything below its prefix, in the store and wherever else it lies, with a certificate of it.
 
-asked = survey(root, "acme", places); certificate = delete_client(asked, who="ann", now=time.time())
+asked = survey(root, "acme", places); certificate = delete_client(asked, connect, who="ann", now=time.time())
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from scripts.errors import InputError, NotFound, Problem, Refused, VerificationF
 from scripts.job_folder import JobFiles, job_ids, read_jobs
 from scripts.job_token import CLIENT_NAME
 from scripts.rooms import client_notes, client_store
+from scripts.serving.client import Vllm
+from scripts.serving.leave import Left, Traces, leave, traces
 from scripts.state import JobState
 from scripts.store import open_store
 
@@ -50,6 +52,8 @@ class Certificate(Record):
     at: float
     jobs: tuple[str, ...]
     places: tuple[Place, ...]
+    servers: tuple[Left, ...] = ()
+    "The servers of the private model that its adapters were published to."
     audit_head: str
     "The head of the client's own audit chain, which was deleted with it."
     not_covered: tuple[str, ...] = NOT_COVERED
@@ -64,6 +68,7 @@ class Survey:
     jobs: tuple[str, ...]
     places: tuple[tuple[str, tuple[Removed, ...]], ...]
     audit_head: str
+    there: Traces
 
     @property
     def objects(self) -> int:
@@ -72,7 +77,8 @@ class Survey:
 
 
 def survey(root: str, client: str, places: Sequence[str], *, known: bool, state: State) -> Survey:
-    """Looks, and changes nothing. places: URLs of other stores with the same layout, such as a volume.
+    """Looks, and changes nothing. places: URLs of other stores with the same layout, such as a volume; the folders that
+    `lorry serve` copied adapters to are known.
 
     known: whether the front door still knows the client. state: how a job stands, by its provider's word.
 
@@ -92,24 +98,36 @@ def survey(root: str, client: str, places: Sequence[str], *, known: bool, state:
         problems.append(Problem("LORRY_CLIENTS", f"still holds {client}", "remove it, so that nothing new arrives"))
     if problems:
         raise Refused(*problems)
-    urls = [f"{place.rstrip('/')}/clients/{client}" for place in (root, *places)]
+    there = traces(jobs)
+    roots = dict.fromkeys(place.rstrip("/") for place in (root, *places, *there.folders))
+    urls = [f"{place}/clients/{client}" for place in roots]
     found = tuple((url, tuple(still_there(url))) for url in urls)
     if not any(items for _, items in found):
         raise NotFound(Problem(f"client {client}", f"nothing of it in {', '.join(urls)}", "the name as in the store"))
-    return Survey(root, client, tuple(ids), found, str(audit.verify(open_store(client_notes(root, client))).head))
+    head = str(audit.verify(open_store(client_notes(root, client))).head)
+    return Survey(root, client, tuple(ids), found, head, there)
 
 
-def delete_client(asked: Survey, *, who: str, now: float) -> Certificate:
+def delete_client(asked: Survey, connect: Callable[[str], Vllm], *, who: str, now: float) -> Certificate:
     """Removes it all, looks again, and writes the certificate and an audit entry in the root store.
+
+    connect: a client of the server at a URL. The root store goes last: it says where everything else is.
 
     Raises VerificationFailed when something is still there afterwards, ProviderError when a store fails; called again,
     after a new survey, it goes on with what is left.
     """
     root = open_store(asked.root)
     audit.record(root, "delete", asked.client, who=who, now=now, note=f"begins: {asked.objects} objects")
-    places = tuple(_emptied(url) for url, _ in asked.places)
+    servers = tuple(leave(asked.there, asked.client, connect))
+    places = tuple(reversed([_emptied(url) for url, _ in reversed(asked.places)]))
     certificate = Certificate(
-        client=asked.client, by=who, at=now, jobs=asked.jobs, places=places, audit_head=asked.audit_head
+        client=asked.client,
+        by=who,
+        at=now,
+        jobs=asked.jobs,
+        places=places,
+        servers=servers,
+        audit_head=asked.audit_head,
     )
     data = certificate.model_dump_json(indent=2).encode() + b"\n"
     key = f"{CERTIFICATES}/{asked.client}-{int(now)}.json"

@@ -16,6 +16,7 @@ from typing import Literal
 
 from recipes.job import JOB_ID
 from recipes.recipe import BackendName
+from scripts.audit import record
 from scripts.backends.base import Backend, Owned, machine_name, machine_of
 from scripts.errors import LorryError
 from scripts.forgotten import MONTH_HOURS, Forgotten
@@ -142,6 +143,9 @@ def _end(machine: Machine, reason: str, backend: Backend, open_store: OpenStore,
             backend.stop(machine.owned.handle)  # also when the store does not answer: the money comes first
     else:
         backend.stop(machine.owned.handle)
+        note = f"ended a machine that it no longer uses: {reason}"
+        store = open_store(_store(machine.owned))
+        record(store, "stop", machine.owned.job_id, who="lorry (reaper)", now=now, note=note)
 
 
 def _unproved(machine: Machine) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from recipes.recipe import BackendName
+from scripts.audit import record
 from scripts.backends.base import Backend, Observation
 from scripts.callbacks import Outcome
 from scripts.cost import Bill, settle
@@ -195,7 +196,9 @@ def _end_what_outstays(visit: Visit, hands: Hands) -> list[str]:
     if reason is None or spec is None or submission is None or visit.has_no_machine:
         return []
     hands.backend(spec.backend).stop(submission.handle)
-    return [f"ended its machine: {reason}"]
+    note = f"ended its machine: {reason}"
+    record(visit.room.store, "stop", visit.files.job_id, who="lorry (tick)", now=visit.now, note=note)
+    return [note]
 
 
 def _launch_again(visit: Visit, hands: Hands) -> list[str]:
@@ -206,6 +209,7 @@ def _launch_again(visit: Visit, hands: Hands) -> list[str]:
     asked = visit.files.submission
     since = asked.submitted_at if asked else visit.now  # a machine that was found has cost since the first request
     launch(visit.room.store, spec, None, Path(), hands.backend(spec.backend), since)  # its data is in the store
+    record(visit.room.store, "launch", spec.job_id, who="lorry (tick)", now=visit.now, note="again")
     return ["launched again"]
 
 

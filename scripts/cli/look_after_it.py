@@ -42,14 +42,11 @@ def _stop_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _stop(arguments: argparse.Namespace, settings: Settings) -> int:
-    from scripts.audit import record
     from scripts.stop import stop_job
 
     store, now = open_store(settings.store), time.time()
     files = _known(store, arguments.job)
-    stop = stop_job(store, arguments.job, _backend(files), "user", arguments.reason, now)
-    if stop is not None:
-        record(store, "stop", arguments.job, who=actor(os.environ), now=now, note=arguments.reason)
+    stop = stop_job(store, arguments.job, _backend(files), "user", arguments.reason, now, actor(os.environ))
     if arguments.json:
         print(json.dumps({"job": arguments.job, "stop": stop.model_dump() if stop else None}))
     elif stop is None:

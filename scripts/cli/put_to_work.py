@@ -64,13 +64,16 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace, settings: Settings) -> int:
     """An adapter for vLLM is also loaded dry; exit code 3 when a part of it would not act there."""
+    from scripts.audit import record
     from scripts.dry_load import RANKS, Server, dry_load, tensor_shapes
     from scripts.export import FORMS, export
     from scripts.store import open_store
 
     if arguments.form not in FORMS:
         raise InputError(Problem("--for", arguments.form, f"one of {', '.join(FORMS)}"))
-    names = export(open_store(settings.store), arguments.job, arguments.form, arguments.to, os.environ)
+    store = open_store(settings.store)
+    names = export(store, arguments.job, arguments.form, arguments.to, os.environ)
+    record(store, "export", arguments.job, who=actor(os.environ), now=time.time(), note=arguments.form)
     problems: list[Problem] = []
     if arguments.form == "vllm":
         config = json.loads((arguments.to / "adapter_config.json").read_text())

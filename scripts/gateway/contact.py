@@ -76,12 +76,13 @@ def cancel(door: Door, client: Client, client_id: str) -> Look:
     if found.state.is_final and found.state.state != "lost":
         return found
     backend = door.backend(files.launch.backend) if files.launch else None
-    record(found.room.notes, "stop", files.job_id, who=f"client {client.name}", now=door.now())
+    who = f"client {client.name}"
     if files.launch is None or backend is None:
+        record(found.room.notes, "stop", files.job_id, who=who, now=door.now())
         stop = b'{"by": "user", "reason": "cancelled by the client", "at": %.3f}\n' % door.now()
         found.room.jobs.create(f"{files.job_id}/stop.json", stop)
     else:
-        stop_job(found.room.jobs, files.job_id, backend, "user", "cancelled by the client", door.now())
+        stop_job(found.room.jobs, files.job_id, backend, "user", "cancelled by the client", door.now(), who)
     return look(door, client, client_id)
 
 

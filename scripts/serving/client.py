@@ -18,6 +18,10 @@ _TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 "Loading an adapter of 512 experts takes minutes."
 
 
+class NoAnswer(ProviderError):
+    """Nobody is there, or the line is cut."""
+
+
 class Vllm:
     """One server. key: its own API key, sent as a bearer; it appears in no message."""
 
@@ -63,7 +67,7 @@ class Vllm:
         try:
             reply = self._http.request(method, self.url + path, json=body)
         except httpx.HTTPError as error:
-            raise ProviderError(Problem(self.url + path, type(error).__name__, "start the server, or wait")) from None
+            raise NoAnswer(Problem(self.url + path, type(error).__name__, "start the server, or wait")) from None
         if reply.status_code >= 400:
             said = " ".join(reply.text.split())[:300]
             raise ProviderError(Problem(self.url + path, f"HTTP {reply.status_code} ({said})", want))

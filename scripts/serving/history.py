@@ -17,8 +17,23 @@ from scripts.store import Store
 FOLDER = "_serving"
 "No job can have this name."
 _PLACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+_OF_A_CLIENT = re.compile(r"/(clients/[^/]+)/jobs$")
 BUSY_SECONDS = 3600.0
 "A deed that was begun this long ago and not finished was broken off."
+
+
+def served_name(store: Store, job_id: str) -> str:
+    """What the adapter of a job is called on a server, and its folder below the place's adapters.
+
+    In the store of a client of the front door it stands below clients/NAME/: two clients may call a job alike.
+    """
+    found = _OF_A_CLIENT.search(store.url)
+    return f"{found[1]}/{job_id}" if found else job_id
+
+
+def place_names(store: Store) -> list[str]:
+    """The places at which something of this store was ever published."""
+    return sorted({key.split("/")[1] for key in store.keys(FOLDER)})
 
 
 def history(store: Store, name: str) -> list[Serving]:

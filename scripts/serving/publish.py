@@ -24,7 +24,7 @@ from scripts.evaluate import promotable
 from scripts.export import export
 from scripts.job_folder import file_below
 from scripts.serving.client import Vllm
-from scripts.serving.history import following, history, newest
+from scripts.serving.history import following, history, newest, served_name
 from scripts.serving.probe import Heard, listen, read_points
 from scripts.store import Store, open_store
 
@@ -46,6 +46,10 @@ class Desk:
     by: str
     now: Callable[[], float]
     sleep: Callable[[float], None]
+
+    def model(self, job_id: str) -> str:
+        """What the adapter of a job is called on the server."""
+        return served_name(self.store, job_id)
 
 
 def publish(
@@ -78,7 +82,7 @@ def publish(
         return _step(desk, begun, deed, job_id, "done", canary=job_id, canary_share=canary, **said)
     earlier = tuple(dict.fromkeys(job for job in (begun.live, *begun.earlier) if job and job != job_id))
     for job in earlier[1:]:
-        desk.vllm.unload(job)
+        desk.vllm.unload(desk.model(job))
     done = _step(desk, begun, deed, job_id, "done", live=job_id, earlier=earlier, canary=None, canary_share=0.0, **said)
     audit.record(desk.store, "promote", job_id, who=desk.by, now=desk.now(), note=f"live at {desk.place}")
     return done
@@ -102,7 +106,7 @@ def roll_back(desk: Desk, reason: str = "asked for") -> Serving:
     )
     audit.record(desk.store, "roll back", to, who=desk.by, now=desk.now(), note=f"live at {desk.place}: {reason}")
     if before.live:
-        desk.vllm.unload(before.live)
+        desk.vllm.unload(desk.model(before.live))
     return done
 
 
@@ -146,13 +150,13 @@ def _carry(desk: Desk, job_id: str, place: Place) -> None:
             raise Refused(*problems)
         there = open_store(place.adapters)
         for name in names:
-            there.put_file(folder / name, f"{job_id}/{name}")
+            there.put_file(folder / name, f"{desk.model(job_id)}/{name}")
 
 
 def _proven(desk: Desk, place: Place, job_id: str) -> Heard:
     """Loads the adapter and waits until the server answers with it. Raises VerificationFailed, ProviderError."""
     give_up = desk.now() + READY_SECONDS
-    desk.vllm.load(job_id, f"{place.mounted.rstrip('/')}/{job_id}")
+    desk.vllm.load(desk.model(job_id), f"{place.mounted.rstrip('/')}/{desk.model(job_id)}")
     wrong = 0
     while True:
         heard, sentence = _heard(desk, place, job_id)
@@ -173,7 +177,7 @@ def _heard(desk: Desk, place: Place, job_id: str) -> tuple[Heard | None, str]:
     with file_below(desk.store, f"{job_id}/probe.safetensors") as path:
         points = read_points(path)
     try:
-        heard = listen(desk.vllm, place.base, job_id, points)
+        heard = listen(desk.vllm, place.base, desk.model(job_id), points)
     except ProviderError as error:
         return None, f"{_SILENT}{error}"
     return (None, heard.problem) if heard.problem else (heard, "")
@@ -183,7 +187,7 @@ def _restored(desk: Desk, begun: Serving, job_id: str) -> str:
     """After a failed publication: the new adapter goes, what was live is heard, and loaded again where it must be."""
     try:
         if job_id not in (begun.live, *begun.earlier):
-            desk.vllm.unload(job_id)
+            desk.vllm.unload(desk.model(job_id))
         if begun.live and not _heard(desk, begun.place, begun.live)[0]:
             _proven(desk, begun.place, begun.live)
     except LorryError as error:

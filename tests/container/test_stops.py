@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from recipes.job import ContainerState
+from scripts.audit import verify
 from scripts.errors import NotFound
 from scripts.job_folder import JobFiles
 from scripts.job_lock import lock_owner
@@ -56,6 +57,7 @@ def test_the_first_stop_wins_and_a_job_that_has_ended_is_not_stopped(make_job: M
     first = stop_job(job.store, "job-1", job.backend, "user", "first", 1.0)
     second = stop_job(job.store, "job-1", job.backend, "cap", "second", 2.0)
     assert first == second
+    assert [(e.what, e.who, e.note) for e in verify(job.store).entries] == [("stop", "lorry (user)", "first")]
     files = job.finish()
     assert files.container is not None
     assert files.container.ended == "cancelled"

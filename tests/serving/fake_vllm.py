@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
-from safetensors.torch import load_file, save_file
 
 from scripts.errors import NotFound, Problem, ProviderError
 from scripts.serving.local_server import Asked, LocalServer, create_server
@@ -76,6 +75,8 @@ class FakeVllm(LocalServer):
 
     def _halved(self, path: Path) -> Path:
         """A copy whose every other pair of matrices does nothing."""
+        from safetensors.torch import load_file, save_file
+
         copy = Path(shutil.copytree(path, self._scratch / f"half-{path.name}", dirs_exist_ok=True))
         tensors = load_file(copy / "adapter_model.safetensors")
         for number, name in enumerate(sorted(name for name in tensors if ".lora_B." in name)):
@@ -86,7 +87,7 @@ class FakeVllm(LocalServer):
 
 
 @contextmanager
-def served(server: FakeVllm) -> Iterator[str]:
+def served(server: LocalServer) -> Iterator[str]:
     """The URL of the server while it runs, on a free port."""
     app = create_server(server.worker, server.base, server)
     running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))

@@ -125,3 +125,12 @@ def test_a_writer_that_dies_before_the_head_loses_no_entry(store: Store) -> None
     store.write(HEAD, behind)
     record(store, "stop", "job-9", who="ann", now=9.0)
     assert [entry.number for entry in verify(store).entries] == [1, 2, 3, 4, 5]
+
+
+def test_the_jobs_of_a_client_have_their_chain_in_its_notes_whoever_acts(store_url: str) -> None:
+    jobs, notes = (open_store(f"{store_url}/clients/acme/{kind}") for kind in ("jobs", "notes"))
+    record(notes, "launch", "job-1", who="client acme", now=1.0)
+    record(jobs, "stop", "job-1", who="ann", now=2.0)
+    assert [entry.who for entry in verify(notes).entries] == ["client acme", "ann"]
+    assert verify(jobs) == verify(notes)
+    assert jobs.keys() == []

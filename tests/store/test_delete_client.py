@@ -12,13 +12,18 @@ from typing import Any
 import pytest
 
 from recipes.job import Submission
+from recipes.serving import Place
 from scripts import audit
 from scripts.delete_client import Certificate, delete_client, survey
 from scripts.erase import still_there
 from scripts.errors import InputError, NotFound, Refused, VerificationFailed
 from scripts.push import push
+from scripts.serving.client import Vllm
+from scripts.serving.history import following, served_name
+from scripts.serving.local_server import LocalServer
 from scripts.state import JobState
 from scripts.store import open_store
+from tests.serving.fake_vllm import served
 
 ENDED = JobState("completed", "done", 100, None, None, True)
 RUNNING = JobState("running", "training", 50, None, None, False)
@@ -51,13 +56,18 @@ def two_clients(store_url: str, job: Any, request: pytest.FixtureRequest) -> str
     return store_url
 
 
+def nobody(url: str) -> Vllm:
+    """No server is asked where nothing was published."""
+    raise AssertionError(url)
+
+
 def _survey(url: str, client: str = "acme", *places: str, **changes: Any) -> Any:
     return survey(url, client, places, **({"known": False, "state": lambda files: ENDED} | changes))
 
 
 def test_everything_of_one_client_goes_and_nothing_of_another(two_clients: str) -> None:
     other = still_there(f"{two_clients}/clients/acme-2")
-    certificate = delete_client(_survey(two_clients), who="ann", now=1_700_000_000.0)
+    certificate = delete_client(_survey(two_clients), nobody, who="ann", now=1_700_000_000.0)
     assert still_there(f"{two_clients}/clients/acme") == []
     assert still_there(f"{two_clients}/clients/acme-2") == other
     assert certificate.jobs == ("job-1",)
@@ -75,7 +85,7 @@ def test_the_certificate_names_no_file_and_its_hash_is_of_what_was_there(two_cli
     import hashlib
 
     listed = still_there(f"{two_clients}/clients/acme")
-    certificate = delete_client(_survey(two_clients), who="ann", now=1.0)
+    certificate = delete_client(_survey(two_clients), nobody, who="ann", now=1.0)
     text = "".join(json.dumps(item.model_dump(), sort_keys=True) + "\n" for item in listed)
     assert certificate.places[0].sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert "adapter_model" not in certificate.model_dump_json()
@@ -97,7 +107,7 @@ def test_old_versions_delete_markers_and_unfinished_uploads_go_too(bucket: tuple
     s3.create_multipart_upload(Bucket=name, Key="jobs/clients/acme/jobs/job-1/checkpoints/big")
     kinds = {item.kind for item in still_there(f"{url}/clients/acme")}
     assert kinds == {"object", "delete marker", "unfinished upload"}
-    delete_client(_survey(url), who="ann", now=1.0)
+    delete_client(_survey(url), nobody, who="ann", now=1.0)
     left = s3.list_object_versions(Bucket=name, Prefix="jobs/clients/acme/")
     assert left.get("Versions", []) == left.get("DeleteMarkers", []) == []
     assert s3.list_multipart_uploads(Bucket=name).get("Uploads", []) == []
@@ -107,7 +117,7 @@ def test_a_second_store_such_as_a_volume_is_emptied_too(two_clients: str, tmp_pa
     volume = tmp_path / "volume"
     (volume / "clients" / "acme" / "bicycle").mkdir(parents=True)
     (volume / "clients" / "acme" / "bicycle" / ".half").write_text("hidden")
-    certificate = delete_client(_survey(two_clients, "acme", volume.as_uri()), who="ann", now=1.0)
+    certificate = delete_client(_survey(two_clients, "acme", volume.as_uri()), nobody, who="ann", now=1.0)
     assert not (volume / "clients" / "acme").exists()
     assert [place.removed for place in certificate.places][1] == 1
 
@@ -119,7 +129,7 @@ def test_what_cannot_be_removed_makes_no_certificate(bucket: tuple[str, str], wi
     wire.app, app = _deaf_to_deletes(wire.app), wire.app
     try:
         with pytest.raises(VerificationFailed, match="objects are still there"):
-            delete_client(asked, who="ann", now=1.0)
+            delete_client(asked, nobody, who="ann", now=1.0)
     finally:
         wire.app = app
     assert open_store(url).keys("_certificates") == []
@@ -133,6 +143,38 @@ def _deaf_to_deletes(app: Any) -> Any:
         return app(environ, start_response)
 
     return answer
+
+
+class _Loads:
+    """Loads and unloads, and has no model."""
+
+    def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": True}
+
+
+def test_servers_and_the_folders_they_read_know_nothing_of_the_client_afterwards(
+    two_clients: str, tmp_path: Path
+) -> None:
+    """Two clients on one server, each with an adapter of the same job id; the other one stays."""
+    with served(LocalServer(_Loads(), "lorry/smoke")) as url:
+        folder = tmp_path / "adapters"
+        place = Place(url=url, base="lorry/smoke", adapters=folder.as_uri(), mounted=str(folder))
+        for client in ("acme", "acme-2"):
+            jobs = open_store(f"{two_clients}/clients/{client}/jobs")
+            name = served_name(jobs, "job-1")
+            assert name == f"clients/{client}/job-1"
+            open_store(place.adapters).write(f"{name}/adapter_config.json", b"{}")
+            Vllm(url).load(name, str(folder / name))
+            following(jobs, "main", None, place=place, live="job-1", deed="publish", job_id="job-1", by="ann",
+                      at=1.0, outcome="done")  # fmt: skip
+        certificate = delete_client(_survey(two_clients), Vllm, who="ann", now=1.0)
+        assert [(left.url, left.unloaded) for left in certificate.servers] == [(url, 1)]
+        assert sorted(Vllm(url).models()) == ["clients/acme-2/job-1", "lorry/smoke"]
+        assert [path.name for path in (folder / "clients").iterdir()] == ["acme-2"]
+        assert [place.url for place in certificate.places][1] == f"{folder.as_uri()}/clients/acme"
+    asked = _survey(two_clients, "acme-2")
+    silent = delete_client(asked, Vllm, who="ann", now=2.0)
+    assert "did not answer; where it still runs, start it anew" in silent.servers[0].sentence
 
 
 def test_a_client_with_a_running_job_or_an_open_door_is_not_deleted(two_clients: str) -> None:
