@@ -25,12 +25,14 @@ from recipes.causes import ADVICE, EXIT_CODES
 from recipes.job import JOB_ID, Attempt, ContainerState, File, LaunchSpec, Proof, Result, Status, read_record
 from scripts.adapter import MANIFEST, write_manifest
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem, ProviderError
+from scripts.follower import follow
 from scripts.gpu_probe import Idleness
 from scripts.guard import Guard, Left, Tick
 from scripts.job_lock import take_lock
 from scripts.logbook import Logbook
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
+from scripts.nodes import node_of
 from scripts.pod_end import INTERRUPTED, end_of_pod, run_in_pod
 from scripts.settings import read_settings
 from scripts.state import hourly_usd
@@ -67,16 +69,15 @@ def machine_here(store_url: str, job_id: str, work: Path | None, end: Callable[[
     store = open_store(settings.store)
     if not JOB_ID.fullmatch(job_id):
         raise InputError(Problem("--job", repr(job_id), "3 to 63 lower-case letters, digits and single hyphens"))
-    home = store.root / job_id if isinstance(store, FileStore) else None
+    home = store.root / job_id if isinstance(store, FileStore) and node_of(os.environ).leads else None
     work = work.resolve() if work else home or Path(tempfile.mkdtemp(prefix="lorry-"))
     return Machine(store, job_id, work, settings.models, os.environ, end=end)
 
 
 def run_container(machine: Machine) -> int:
-    """Runs the container of one job until the job or the machine ends; returns the exit code.
-
-    Raises Conflict when another container works in the same folder.
-    """
+    """Runs the container of one job until job or machine ends; the exit code. Raises Conflict when another is at it."""
+    if not machine.node.leads:
+        return follow(machine)
     (machine.work / "logs").mkdir(parents=True, exist_ok=True)
     with take_lock(machine.work) as mine:
         if not mine:
@@ -194,7 +195,7 @@ class _Container:
             stuck = patience.exhausted(status, now) or idleness.exhausted(now)
             return self.guard.tick(status) or ("no_progress" if stuck else None)
 
-        run = Run(self._work, model, spec, number, self._timing.grace)
+        run = Run(self._work, model, spec, number, self._timing.grace, self._machine.node)
         return self._child(f"trainer-{number}", self._machine.train(run), spec, tick)
 
     def _close_attempt(self, end: End | None) -> Ending | None:

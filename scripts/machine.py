@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from scripts.gpu_probe import Probe, gpus_busy
+from scripts.nodes import ALONE, Node, node_of
 from scripts.store import Store
 from scripts.supervisor import Timing
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 "Where the packages lie: the trainer is started from here, installed or not."
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")
-_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "TRITON_")
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "FI_", "TORCH_", "TRITON_")  # FI_: Amazon's network
 _FIXED = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -31,24 +31,25 @@ _UNKNOWN_GB_PER_SECOND = 0.2  # a slow network volume
 
 @dataclass(frozen=True)
 class Run:
-    """One start of the trainer or the prover: the job folder, the base model's folder, what to train, which attempt."""
+    """One start of the trainer or the prover: the job folder, the base model's folder, what to train, which attempt,
+    and on which node."""
 
     job: Path
     model: Path
     spec: LaunchSpec
     attempt: int
     grace: float
+    node: Node = ALONE
 
 
 Command = Callable[[Run], list[str]]
 
 
 def torchrun_command(run: Run) -> list[str]:
-    """One attempt: a new torchrun on a free port, which never restarts anything by itself."""
+    """One attempt: a new torchrun, which never restarts anything by itself."""
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes", "1", "--nproc_per_node", str(run.spec.gpus)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--max-restarts", "0"),
+        *(sys.executable, "-m", "torch.distributed.run", *run.node.words(run.attempt)),
+        *("--nproc_per_node", str(run.spec.gpus), "--max-restarts", "0"),
         *("--shutdown-timeout", str(max(1, int(run.grace)))),  # its own 30 s may be shorter than a checkpoint
         *("-m", "trainer.train", "--job", str(run.job), "--model", str(run.model), "--attempt", str(run.attempt)),
     ]
@@ -80,6 +81,11 @@ class Machine:
     gpus_busy: Probe = gpus_busy
 
     @property
+    def node(self) -> Node:
+        """Which node of the job this is. Raises InputError."""
+        return node_of(self.environment)
+
+    @property
     def ends_at(self) -> float:
         """When anybody may end this machine, in seconds since 1970: LORRY_DEADLINE, which a rented one has."""
         text = self.environment.get("LORRY_DEADLINE", "")
@@ -109,11 +115,3 @@ def loading_seconds(spec: LaunchSpec) -> float:
     model, offer = catalog.models.get(spec.recipe.base.id), catalog.offers.get(spec.offer or "")
     speed = offer.storage_gb_per_second if offer else _UNKNOWN_GB_PER_SECOND
     return 3 * model.checkpoint_gb / speed if model else 0.0
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from recipes.job import LaunchSpec
 from trainer.base_files import file_sha256
 from trainer.engine import WEIGHT, Engine
+from trainer.failures import TrainingStopped
 
 FORMAT = 1
 KEPT = 2
@@ -71,17 +72,50 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any], keeper:
     return path
 
 
-def load_weights(path: Path, trainable: dict[str, Any]) -> None:
-    """Copies the LoRA weights in. Before the engine starts: after it DeepSpeed's working copy would stay stale."""
-    with safe_open(path / "lora.safetensors", "pt") as file, torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(file.get_tensor(f"{name}/{WEIGHT}"))
+class Resumed:
+    """The checkpoint that all ranks go on from: rank 0 reads it and hands it out, so no other node needs its files."""
+
+    def __init__(self, folder: Path, fits: str, device: Any) -> None:
+        """The newest with this key in rank 0's folder. Collective. Raises TrainingStopped on a rank of another."""
+        path = newest(folder, fits) if dist.get_rank() == 0 else None
+        said = [(fits, path.name, read_state(path), _shapes(path)) if path else (fits, "", {}, {})]
+        dist.broadcast_object_list(said, src=0, device=device)
+        wanted, self.name, self.state, self._shapes = said[0]
+        if fits != wanted:
+            raise TrainingStopped(
+                "cannot_run_here",
+                "this node has another base model or launch.json than node 0; stage the same model on every node",
+            )
+        self._path, self._device = path, device
+
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return bool(self.name)
+
+    def tensor(self, name: str) -> Any:
+        """One tensor, fp32, on the CPU. Collective: every rank asks for the same ones in the same order."""
+        if self._path:
+            with safe_open(self._path / "lora.safetensors", "pt") as file:
+                tensor = file.get_tensor(name).to(self._device)
+        else:
+            tensor = torch.empty(self._shapes[name], device=self._device)
+        dist.broadcast(tensor, src=0)
+        return tensor.cpu()
+
+    def load_weights(self, trainable: dict[str, Any]) -> None:
+        """Copies the LoRA weights in. Before the engine starts: after it DeepSpeed's working copy would stay stale."""
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(self.tensor(f"{name}/{WEIGHT}"))
+
+    def load_optimizer(self, engine: Engine) -> None:
+        """Restores fp32 masters and Adam moments in an engine that has started."""
+        engine.restore(int(self.state["step"]), self.tensor)
 
 
-def load_optimizer(path: Path, engine: Engine) -> None:
-    """Restores fp32 masters and Adam moments in an engine that has started."""
+def _shapes(path: Path) -> dict[str, list[int]]:
     with safe_open(path / "lora.safetensors", "pt") as file:
-        engine.restore(int(read_state(path)["step"]), file.get_tensor)
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # it is no mapping
 
 
 def full_weights(engine: Engine, keeper: bool) -> dict[str, Any]:
@@ -95,7 +129,6 @@ def full_weights(engine: Engine, keeper: bool) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import AutoConfig
 
 from recipes.catalog import Catalog, Family
@@ -72,15 +71,14 @@ def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journ
     train_set, valid_set = _data(spec, job, chat, journal)
     plan, engine = _planned(spec, base, place)
     model = _model(spec, base, plan, engine, journal)
-    resumed = checkpoint.newest(job / "checkpoints", checkpoint.fit_key(spec, base.sha256))
-    _refuse_different_starts(resumed, place)
+    resumed = checkpoint.Resumed(job / "checkpoints", checkpoint.fit_key(spec, base.sha256), place.device)
     first_step = _restore_facts(resumed, journal)
     trainable = named_trainable(model)
     if resumed:
-        checkpoint.load_weights(resumed, trainable)
+        resumed.load_weights(trainable)
     engine.start(WithLoss(model), trainable, lambda matrices: _optimizer(spec, matrices))
     if resumed:
-        checkpoint.load_optimizer(resumed, engine)
+        resumed.load_optimizer(engine)
     layout = layout_of(spec.recipe.training, can_pack(base.layer_types), chat.pad_id)
     work = Run(spec, place, journal, engine, train_set, layout, stop)
     _say_layout(work)
@@ -197,21 +195,12 @@ def _say_layout(work: Run) -> None:
     work.journal.say(f"packing: up to {tokens:,} tokens a pass; {said}")
 
 
-def _refuse_different_starts(resumed: Path | None, place: Place) -> None:
-    """Nodes with folders of their own could start from different steps; nothing later would notice."""
-    step = checkpoint.read_state(resumed)["step"] if resumed else 0
-    lowest_highest = torch.tensor([-step, step], device=place.device)
-    dist.all_reduce(lowest_highest, op=dist.ReduceOp.MAX)
-    if -int(lowest_highest[0]) != int(lowest_highest[1]):
-        raise TrainingStopped("cannot_run_here", "the nodes see different checkpoints; give them one job folder")
-
-
-def _restore_facts(resumed: Path | None, journal: Journal) -> int:
+def _restore_facts(resumed: checkpoint.Resumed, journal: Journal) -> int:
     """The step to go on from. What earlier attempts learned comes from the checkpoint, not from a memory."""
-    if resumed is None:
+    if not resumed:
         journal.rewind(-1)
         return 0
-    state = checkpoint.read_state(resumed)
+    state = resumed.state
     journal.learn(**state["facts"], step=state["step"])
     journal.rewind(state["step"])
     journal.say(f"resumes from {resumed.name}")

@@ -21,7 +21,7 @@ import pytest
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.processes import ProcessRunner
 from scripts.fake_runpod.server import LocalRunpod, serve
-from scripts.machine import free_port
+from scripts.nodes import free_port
 from tests.docs.made import DOCUMENTS, ROOT
 from tests.infra.conftest import (  # noqa: F401  (fixtures)
     RUNPOD_KEY,

@@ -18,7 +18,7 @@ from scripts.gateway.settings import read_gateway_settings
 from scripts.job_folder import read_job
 from scripts.job_report import write_report
 from scripts.job_token import make_token
-from scripts.machine import free_port
+from scripts.nodes import free_port
 from scripts.state import job_state
 from scripts.store import open_store
 from tests.gateway.conftest import KEYS, REPOSITORY, SECRET, Front

@@ -1,0 +1,131 @@
+"""The container of every node but the first: joins each attempt that node 0 starts, until node 0 says it is over.
+
+code = follow(machine)
+
+It keeps no record. Node 0 writes container.json, checkpoints and the adapter, and its trainer hands the checkpoint from
+which a run resumes to the others. A follower needs launch.json and data/ of the store, and the model on its own disk.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from recipes.causes import EXIT_CODES, Cause
+from recipes.job import ContainerState, LaunchSpec, read_record
+from scripts.errors import LorryError, NotFound, Problem
+from scripts.job_folder import download_folder
+from scripts.machine import Machine, Run, trainer_environment, trains_on_cpu
+from scripts.models import making_commands, recipe_folder, recipe_problem
+from scripts.pod_end import INTERRUPTED
+from scripts.supervisor import end_leftovers, start_child, tail, watch_child
+from scripts.verdict import Halt
+
+
+def follow(machine: Machine) -> int:
+    """Takes part until the job is over; its exit code, or INTERRUPTED when this machine is told to end before that.
+
+    Raises NotFound and ProviderError when the job cannot be read.
+    """
+    (machine.work / "logs").mkdir(parents=True, exist_ok=True)
+    end_leftovers(machine.work)
+    follower = _Follower(machine)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: follower.interrupt())
+    return follower.run()
+
+
+class _Follower:
+    """What this node knows of the job, and what it does about it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._node, self._work = machine, machine.node, machine.work
+        self._spec = self._fetched()
+        self._leader: ContainerState | None = None
+        self._looked_at = float("-inf")
+        self._deadline = min(time.time() + self._spec.deadline_seconds, machine.ends_at)
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """The machine is told to end. Safe in a signal handler."""
+        self._interrupted = True
+
+    def run(self) -> int:
+        """Attempt after attempt; the exit code."""
+        models, recipe = self._machine.models, self._spec.recipe
+        for command in making_commands(models, recipe):
+            self._child("model", command, self._halt)
+        if problem := recipe_problem(models, recipe):
+            return self._leave("bad_base_model", problem)
+        joined = 0
+        while not (halt := self._halt()):
+            if self._attempt() > joined:
+                joined = self._attempt()
+                self._join(joined)
+            time.sleep(self._machine.timing.poll)
+        if halt == "interrupted":
+            return INTERRUPTED
+        if halt == "deadline" or self._leader is None:
+            return self._leave("deadline", "the job did not end in its time")
+        return self._leave(self._leader.cause, f"the job has ended: {self._leader.ended}")
+
+    def _join(self, attempt: int) -> None:
+        _say(f"node {self._node.rank} joins attempt {attempt}")
+        model = recipe_folder(self._machine.models, self._spec.recipe)
+        run = Run(self._work, model, self._spec, attempt, self._machine.timing.grace, self._node)
+        name = f"trainer-{attempt}"
+
+        def tick() -> Halt | None:
+            return self._halt() or ("no_progress" if self._attempt() != attempt else None)
+
+        self._child(name, self._machine.train(run), tick)
+        log = f"{self._machine.job_id}/logs/{name}-node-{self._node.rank}.log"
+        try:
+            self._machine.store.write(log, tail(self._work / "logs" / f"{name}.log").encode())
+        except LorryError as error:
+            _say(f"the log of node {self._node.rank} stays here: {error}")
+
+    def _child(self, name: str, command: list[str], tick: Callable[[], Halt | None]) -> None:
+        environment = trainer_environment(self._machine.environment, trains_on_cpu(self._spec))
+        child = start_child(command, environment, self._work / "logs" / f"{name}.log", self._work)
+        watch_child(child, tick, self._machine.timing, self._work)
+
+    def _halt(self) -> Halt | None:
+        """A look at what node 0 wrote last; a store that is silent changes nothing."""
+        if time.monotonic() - self._looked_at > self._machine.timing.contact:
+            self._looked_at = time.monotonic()
+            try:
+                written = self._machine.store.read(f"{self._machine.job_id}/container.json")
+                self._leader = ContainerState.model_validate_json(written) if written else None
+            except LorryError:
+                pass
+        if self._leader and self._leader.ended:
+            return "stop"
+        if time.time() > self._deadline:
+            return "deadline"
+        return "interrupted" if self._interrupted else None
+
+    def _attempt(self) -> int:
+        """The attempt that node 0 runs now; 0 when it runs none."""
+        attempts = self._leader.attempts if self._leader else ()
+        return attempts[-1].number if attempts and attempts[-1].ended_at is None else 0
+
+    def _fetched(self) -> LaunchSpec:
+        job, store = self._machine.job_id, self._machine.store
+        store.get_file(f"{job}/launch.json", self._work / "launch.json")
+        download_folder(store, f"{job}/data", self._work / "data")
+        spec = read_record(LaunchSpec, self._work / "launch.json")
+        if spec is None or not (self._work / "data" / "train.jsonl").is_file():
+            raise NotFound(Problem(f"{job}/data/train.jsonl", "no such file", "launch the job again"))
+        return spec
+
+    def _leave(self, cause: Cause | None, sentence: str) -> int:
+        _say(f"node {self._node.rank}: {sentence}")
+        self._machine.end()
+        return EXIT_CODES[cause] if cause else 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""Two nodes of one job on this machine, each with its own disk: a node dies, comes back empty, and the run resumes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.catalog import load_catalog
+from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
+from recipes.recipe import Recipe
+from scripts.adapter import verify_adapter
+from scripts.errors import InputError
+from scripts.models import making_commands
+from scripts.nodes import ALONE, Node, free_port, node_of
+from scripts.plan import make_plan
+from scripts.render import render
+from scripts.store import open_store
+from scripts.tokenizer import find_tokenizer
+from scripts.training_set import prepare
+from tests.container.conftest import REPOSITORY, Job
+
+
+def test_a_machine_reads_its_place_among_the_nodes() -> None:
+    two = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.4"}
+    assert node_of({}) == node_of({"NODES": "1", "MASTER_ADDR": "10.0.0.4"}) == ALONE
+    assert node_of(two) == Node(2, 1, "10.0.0.4", 29500)
+    assert " ".join(node_of(two | {"MASTER_PORT": "4000"}).words(3)) == (
+        "--nnodes 2 --node_rank 1 --master_addr 10.0.0.4 --master_port 4003"
+    )
+    assert ALONE.words(1)[:6] == ["--nnodes", "1", "--node_rank", "0", "--master_addr", "127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "sentence"),
+    [
+        ({"NODES": "two"}, "NODES: 'two'"),
+        ({"NODES": "2", "NODE_RANK": "2"}, "NODE_RANK: '2'; a whole number from 0 to 1"),
+        ({"NODES": "2", "MASTER_ADDR": "a b"}, "MASTER_ADDR: 'a b'"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(odd: dict[str, str], sentence: str) -> None:
+    with pytest.raises(InputError) as refused:
+        node_of(odd)
+    assert sentence.partition(";")[0] in str(refused.value)
+    assert sentence.partition("; ")[2] in str(refused.value)
+
+
+class Nodes:
+    """The hands on two containers of one job."""
+
+    def __init__(self, job: Job, disks: Path, models: Path) -> None:
+        self.job, self._disks, self._models, self._port = job, disks, models, free_port()
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, rank: int, disk: str) -> subprocess.Popen[bytes]:
+        """The container of that node, as its provider would start it."""
+        place = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._port)}
+        environment = self.job.environment | place | {"LORRY_MODELS": str(self._disks / disk / "models")}
+        command = [sys.executable, "-m", "scripts.container", "--store", self.job.store.url]
+        command += ["--job", self.job.spec.job_id, *(["--work", str(self._disks / disk)] if rank else [])]
+        shutil.copytree(self._models, self._disks / disk / "models")
+        with (self._disks / f"{disk}.log").open("w") as log:
+            process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log)
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Nobody is left, whatever happened; the children of a container die with it."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+    def wait_for(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a container."""
+        self.job.wait(lambda: process.poll() is not None)
+        return process.returncode
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke model, plain and in int8, to be copied to the disk of each node."""
+    models = tmp_path_factory.mktemp("models")
+    for command in making_commands(models, load_recipe("smoke/replica").recipe):
+        subprocess.run(command, cwd=REPOSITORY, check=True, timeout=200)
+    return models
+
+
+@pytest.fixture
+def make_nodes(tmp_path: Path, staged: Path) -> Any:
+    """make_nodes("smoke/zero3", max_steps=6): the job of a shipped recipe, one CPU process on each of two nodes."""
+    made: list[Nodes] = []
+
+    def make(name: str, **training: Any) -> Nodes:
+        loaded, catalog = load_recipe(name), load_catalog()
+        values = loaded.recipe.model_dump()
+        values["training"] |= training
+        recipe = Recipe.model_validate(values)
+        loaded = LoadedRecipe(name, recipe, recipe_sha256(recipe))
+        store = open_store((tmp_path / "store").as_uri())
+        tokenizer = find_tokenizer(recipe.base.id, [REPOSITORY / "recipes" / "smoke"])
+        source = REPOSITORY / "examples" / "bicycle-care.jsonl"
+        report = prepare(source, tmp_path / "data", recipe.data, recipe.training.seed, tokenizer)
+        plan = make_plan(loaded, report, catalog)
+        spec = render(loaded, plan, report, catalog, job_id="nodes-1", backend="local", store=store.url, commit=None)
+        spec = spec.model_copy(update={"gpus": 1, "nodes": 2})
+        folder = tmp_path / "store" / "nodes-1"
+        folder.mkdir(parents=True)
+        (tmp_path / "data").rename(folder / "data")
+        (folder / "launch.json").write_text(spec.model_dump_json())
+        job = Job(store, folder, {**os.environ}, spec, folder / "data", "scripts.container")
+        made.append(Nodes(job, tmp_path, staged))
+        return made[-1]
+
+    yield make
+    for nodes in made:
+        nodes.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_resumes(make_nodes: Any) -> None:
+    nodes = make_nodes("smoke/zero3", max_steps=8, checkpoint_steps=2)
+    job = nodes.job
+    leader, follower = nodes.start(0, "node-0"), nodes.start(1, "node-1")
+    job.wait(lambda: (s := job.files().status) and s.step >= 3)
+    follower.send_signal(signal.SIGKILL)
+    job.wait(lambda: (c := job.files().container) and len(c.attempts) == 2)
+    back = nodes.start(1, "node-1-again")
+    assert (nodes.wait_for(leader), nodes.wait_for(back)) == (0, 0), job.log()
+    files = job.files()
+    assert files.container is not None
+    assert files.container.ended == "completed"
+    assert (files.container.attempts[1].resumed_from or "") >= "step-000002"
+    assert files.result is not None
+    assert files.result.world_size == 2
+    assert verify_adapter(job.folder / "adapter", base_model="lorry/smoke").effect > 0
+    assert (job.folder / "logs" / "trainer-2-node-1.log").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_nodes_with_a_replica_each_make_one_adapter(make_nodes: Any) -> None:
+    nodes = make_nodes("smoke/replica", max_steps=3)
+    containers = [nodes.start(rank, f"node-{rank}") for rank in (1, 0)]
+    assert [nodes.wait_for(container) for container in containers] == [0, 0], nodes.job.log()
+    files = nodes.job.files()
+    assert files.result is not None
+    assert (files.result.outcome, files.result.world_size) == ("completed", 2)
+    assert verify_adapter(nodes.job.folder / "adapter", base_model="lorry/smoke").effect > 0
