@@ -22,7 +22,8 @@ from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.processes import ProcessRunner
 from scripts.fake_runpod.server import LocalRunpod, serve
 from scripts.nodes import free_port
-from tests.docs.made import DOCUMENTS, ROOT
+from tests.docs.made import DOCUMENTS
+from tests.docs.window import Window, copy_of_the_repository, put_programs
 from tests.infra.conftest import (  # noqa: F401  (fixtures)
     RUNPOD_KEY,
     aws_fake,
@@ -51,11 +52,12 @@ def steps() -> dict[int, tuple[str, list[str]]]:
     }
 
 
-class Walk:
-    """One person's terminal window in a copy of the repository."""
+class Walk(Window):
+    """One person's terminal window in a copy of the repository, and what stands in for that person's own values."""
 
     def __init__(self, folder: Path, environment: dict[str, str], stand_ins: dict[str, str]) -> None:
-        self.folder, self.environment, self.stand_ins = folder, environment, stand_ins
+        super().__init__(folder, environment)
+        self.stand_ins = stand_ins
 
     def do(self, number: int, *, without: str = "", may_fail: str = "\0") -> str:
         """Runs the blocks of a step and returns what they printed. A step that fails fails the test."""
@@ -66,20 +68,7 @@ class Walk:
                 block = block.replace(old, new)
             lines = [line for line in block.splitlines() if not without or not line.startswith(without)]
             lines = [line + " || true" if line.startswith(may_fail) else line for line in lines]
-            script = "set -euo pipefail\n" + "\n".join(lines) + f"\nenv -0 > {self.folder}/.window\n"
-            done = subprocess.run(
-                ["bash", "-c", script],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=900,
-            )
-            assert done.returncode == 0, f"{heading}:\n{block}\n{done.stdout[-3000:]}"
-            pairs = (self.folder / ".window").read_text().split("\0")
-            self.environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-            said += done.stdout
+            said += self.run("\n".join(lines), heading)
         return said
 
 
@@ -98,26 +87,9 @@ def walk(
     runpod: LocalRunpod,
 ) -> Iterator[Walk]:
     """A window at the beginning, with the two clouds, Runpod's provider and the programs of step 1 in place."""
-    copy = tmp_path / "lorry"
-    subprocess.run(["git", "clone", "-q", ROOT, copy], check=True)
-    listed = subprocess.run(
-        ["git", "ls-files", "-m", "-o", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    for name in listed.stdout.split():
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((ROOT / name).read_bytes())
-    programs = tmp_path / "bin"
-    programs.mkdir()
+    copy = copy_of_the_repository(tmp_path / "lorry")
     aws = tool_environment("awscli==1.46.3") / "bin"
-    for name, body in {
-        "lorry": f'exec {sys.executable} -m scripts.cli "$@"',
-        "make": 'echo "make $*"',  # the demo has tests of its own
-        "aws": f'exec {aws}/python {aws}/aws "$@"',
-        "python3.11": f'exec {sys.executable} "$@"',
-    }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
-        (programs / name).chmod(0o755)
+    programs = put_programs(tmp_path / "bin", aws=f'exec {aws}/python {aws}/aws "$@"')
     ec2 = client(aws_fake, "ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnet = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"][0]["SubnetId"]
