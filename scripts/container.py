@@ -33,7 +33,8 @@ from scripts.logbook import Logbook
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
 from scripts.nodes import node_of
-from scripts.pod_end import INTERRUPTED, end_of_pod, run_in_pod
+from scripts.places import run_here
+from scripts.pod_end import INTERRUPTED
 from scripts.settings import read_settings
 from scripts.state import hourly_usd
 from scripts.store import FileStore, open_store
@@ -52,15 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", required=True, help="URL of the folder that holds the job's folder")
     parser.add_argument("--job", required=True)
     parser.add_argument("--work", type=Path, help="folder for the copy of a job in a bucket (default: a new one)")
+    parser.add_argument("verb", nargs="?", choices=("train",), help="what SageMaker says to every image; it may say it")
     given = parser.parse_args(arguments)
-    end = end_of_pod(os.environ, given.job)
-    if end is not None:
-        return run_in_pod(lambda: run_container(machine_here(given.store, given.job, given.work, end)), end, os.environ)
-    try:
-        return run_container(machine_here(given.store, given.job, given.work))
-    except LorryError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+
+    def run(work: Path | None, end: Callable[[], None]) -> int:
+        return run_container(machine_here(given.store, given.job, work, end))
+
+    return run_here(run, os.environ, given.job, given.work)
 
 
 def machine_here(store_url: str, job_id: str, work: Path | None, end: Callable[[], None] = nothing) -> Machine:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import httpx
 
 from recipes.recipe import BackendName
 from scripts.backends import open_backend
-from scripts.backends.base import Backend
+from scripts.backends.base import Backend, KnowsCharges
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
-from scripts.cost import Bill, pod_bill
+from scripts.cost import Bill, Charges, pod_bill
 from scripts.ears import Ears
 from scripts.errors import InputError, Problem
 from scripts.gateway.clients import Client, load_clients
@@ -89,15 +89,22 @@ def open_hands(environment: Mapping[str, str]) -> Hands:
     def backend(name: BackendName) -> Backend:
         return known.setdefault(name, open_backend(name, environment))
 
-    return Hands(backend, open_bill(environment))
+    return Hands(backend, open_bill(environment, backend))
 
 
-def open_bill(environment: Mapping[str, str]) -> Bill:
-    """Runpod's bill; nothing is billed by machine where RUNPOD_API_KEY is not set."""
-    key = environment.get("RUNPOD_API_KEY")
-    if not key:
-        return _no_bill
-    return partial(pod_bill, RunpodApi(key, environment.get("RUNPOD_API_BASE_URL") or BASE_URL))
+def open_bill(environment: Mapping[str, str], backend: Callable[[BackendName], Backend]) -> Bill:
+    """What each job's own provider says it did cost; nothing where it says nothing, or has no key here."""
+    key, base = environment.get("RUNPOD_API_KEY"), environment.get("RUNPOD_API_BASE_URL") or BASE_URL
+
+    def bill(store: Store, files: JobFiles) -> Charges | None:
+        if files.submission is None:
+            return None
+        if files.submission.backend == "runpod_pod":
+            return pod_bill(RunpodApi(key, base), store, files) if key else None
+        rented = backend(files.submission.backend)
+        return rented.charges(store, files) if isinstance(rented, KnowsCharges) else None
+
+    return bill
 
 
 @lru_cache(maxsize=1)
@@ -110,7 +117,3 @@ def _secret(environment: Mapping[str, str], name: str, client: Client) -> str:
     if not environment.get(name):
         raise InputError(Problem(name, f"not set, but client {client.name} needs it", "the secret that it stands for"))
     return environment[name]
-
-
-def _no_bill(store: Store, files: JobFiles) -> None:
-    return None

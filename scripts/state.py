@@ -25,7 +25,7 @@ START_FACTOR = 5
 """So many times the offer's start_minutes (image pull and boot) may pass before a machine's first word. On Runpod that
 is 30 minutes: 20 until the Pod must run, and 10 for which its container asks a silent store again."""
 
-WAITING_IS_FREE: frozenset[BackendName] = frozenset({"runpod_queue"})
+WAITING_IS_FREE: frozenset[BackendName] = frozenset({"runpod_queue", "sagemaker"})
 "Here a job costs nothing, and its limits do not run, before a machine has taken it."
 
 DOING: dict[Stage, str] = {

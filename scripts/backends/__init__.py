@@ -11,7 +11,19 @@ from recipes.recipe import BackendName
 from scripts.backends.base import Backend
 from scripts.errors import Problem, Refused
 
-LAUNCHABLE: tuple[BackendName, ...] = ("local", "runpod_pod", "runpod_queue")
+LAUNCHABLE: tuple[BackendName, ...] = ("local", "runpod_pod", "runpod_queue", "sagemaker")
+
+RENTS: dict[BackendName, str] = {
+    "runpod_pod": "RUNPOD_API_KEY",
+    "runpod_queue": "RUNPOD_API_KEY",
+    "sagemaker": "LORRY_SAGEMAKER_ROLE",
+}
+"Backends that cost money -> the setting without which nothing is rented there."
+
+
+def rented(environment: Mapping[str, str]) -> tuple[BackendName, ...]:
+    """Where this environment may rent machines. Runpod where it says nothing, so that the missing key is named."""
+    return tuple(name for name, variable in RENTS.items() if environment.get(variable)) or ("runpod_pod",)
 
 
 def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
@@ -28,6 +40,10 @@ def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
         from scripts.backends.runpod_queue import RunpodQueueBackend
 
         return RunpodQueueBackend(environment)
+    if name == "sagemaker":
+        from scripts.backends.sagemaker import SageMakerBackend
+
+        return SageMakerBackend(environment)
     launchable = ", ".join(LAUNCHABLE)
     raise Refused(
         Problem(f"backend {name}", "this version plans and renders for it but cannot launch on it", launchable)

@@ -62,15 +62,19 @@ class AwsError(ProviderError):
         return self.aws_code in CAPACITY
 
 
-def aws_client(service: str) -> Any:
-    """A client of that service with credentials, region and endpoint as boto3 finds them. Raises ProviderError."""
+def aws_client(service: str, region: str | None = None) -> Any:
+    """A client of that service with credentials and endpoint as boto3 finds them, and the region where none is given.
+
+    Raises ProviderError.
+    """
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
     retries: Any = {"mode": "standard", "total_max_attempts": 5}
     try:
-        return boto3.client(service, config=Config(connect_timeout=10, read_timeout=30, retries=retries))
+        config = Config(connect_timeout=10, read_timeout=30, retries=retries)
+        return boto3.client(service, region_name=region, config=config)
     except BotoCoreError as error:
         step = "set AWS_DEFAULT_REGION, and AWS_PROFILE or keys"
         raise ProviderError(Problem(f"AWS {service}", _line(error), step)) from None

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
+
+if TYPE_CHECKING:
+    from scripts.cost import Charges
+    from scripts.job_folder import JobFiles
+    from scripts.store import Store
 
 Phase = Literal["waiting", "running", "gone"]
 Handle = Mapping[str, Any]
@@ -27,7 +32,7 @@ def machine_name(job_id: str) -> str:
 
 def machine_of(handle: Handle) -> Any:
     """The provider's own id of the machine in a handle, or of all its nodes; None in one that was never completed."""
-    return handle.get("pod") or handle.get("instances")
+    return handle.get("pod") or handle.get("training_job") or handle.get("instances")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,14 @@ class KeepsLogs(Protocol):
 
     def logs(self, handle: Handle) -> Iterator[str]:
         """The lines so far, oldest first. Raises ProviderError."""
+
+
+@runtime_checkable
+class KnowsCharges(Protocol):
+    """A backend whose provider says by machine what a job did cost."""
+
+    def charges(self, store: Store, files: JobFiles) -> Charges | None:
+        """The charges for all that a job rented, as far as they are known. Raises ProviderError."""
 
 
 @runtime_checkable

@@ -47,14 +47,13 @@ def _reap_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _reap(arguments: argparse.Namespace, settings: Settings) -> int:
-    from scripts.backends import open_backend
+    from scripts.backends import open_backend, rented
     from scripts.reap import World, judge, look, reap
     from scripts.rooms import is_within
 
     now = time.time()
-    names: tuple[BackendName, ...] = ("runpod_pod", "runpod_queue")
     environment = {**os.environ, "LORRY_STORE": settings.store}
-    backends: dict[BackendName, Backend] = {name: open_backend(name, environment) for name in names}
+    backends: dict[BackendName, Backend] = {name: open_backend(name, environment) for name in rented(environment)}
     machines = look(backends, open_store, lambda store: is_within(settings.store, store))
     world = World(tuple(machines), _forgotten({str(m.owned.handle.get("pod")) for m in machines}))
     decisions = judge(world, now)
@@ -84,6 +83,8 @@ def _forgotten(owned: set[str]) -> tuple[Forgotten, ...]:
     from scripts.backends.runpod_api import BASE_URL, RunpodApi
     from scripts.forgotten import forgotten
 
+    if not os.environ.get("RUNPOD_API_KEY"):
+        return ()
     with RunpodApi(os.environ.get("RUNPOD_API_KEY", ""), os.environ.get("RUNPOD_API_BASE_URL") or BASE_URL) as api:
         return tuple(forgotten(api.listed("pods"), api.listed("network-volumes"), api.listed("serverless"), owned))
 

@@ -47,8 +47,8 @@ class ProcessRunner:
     Must be used from a thread that lives as long as the local Runpod: the processes die with the thread that made them.
     """
 
-    def __init__(self, modules: Mapping[str, str] | None = None) -> None:
-        self._modules = modules or {}
+    def __init__(self, modules: Mapping[str, str] | None = None, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._modules, self._grace_seconds = modules or {}, grace_seconds
 
     def start(self, pod_id: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Running:
         if list(command[:2]) != ["python", "-m"] or len(command) < 3 or not command[2].startswith("scripts."):
@@ -61,12 +61,12 @@ class ProcessRunner:
         log = folder / "output.log"
         argv = ["env", "-C", str(folder), sys.executable, "-m", module, *command[3:]]
         child = start_child(argv, {**machine, **own, **environment}, log, folder)
-        return _Process(child, log)
+        return _Process(child, log, self._grace_seconds)
 
 
 class _Process:
-    def __init__(self, child: subprocess.Popen[bytes], log: Path) -> None:
-        self._child, self._log = child, log
+    def __init__(self, child: subprocess.Popen[bytes], log: Path, grace_seconds: float) -> None:
+        self._child, self._log, self._grace_seconds = child, log, grace_seconds
         self._read_bytes = log.stat().st_size if log.exists() else 0
         self._kill_at: float | None = None
 
@@ -93,7 +93,7 @@ class _Process:
             self._child.wait()
         elif self._kill_at is None:
             _signal([self._child.pid], signal.SIGTERM)
-            self._kill_at = time.monotonic() + GRACE_SECONDS
+            self._kill_at = time.monotonic() + self._grace_seconds
 
 
 def _signal(pids: list[int], number: int) -> None:

@@ -1,6 +1,6 @@
-"""What `scripts.container` does in a Pod or under a queue worker, with the replay trainer and short timings.
+"""What `scripts.container` does on a rented machine, with the replay trainer and short timings.
 
-python -m tests.runpod.replay_pod --store URL --job ID --work DIR
+python -m tests.runpod.replay_pod --store URL --job ID [--work DIR]
 """
 
 from __future__ import annotations
@@ -8,23 +8,22 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from scripts.container import machine_here, run_container
-from scripts.machine import nothing
-from scripts.pod_end import end_of_pod, run_in_pod
+from scripts.places import run_here
 from scripts.supervisor import Timing
 from tests.container.replay_container import prove, train
 
 
 def main() -> int:
     words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
-    end = end_of_pod(os.environ, words["--job"])
     (Path("environment.json")).write_text(json.dumps(dict(os.environ)))
 
-    def run() -> int:
-        machine = machine_here(words["--store"], words["--job"], Path(words["--work"]), end or nothing)
+    def run(work: Path | None, end: Callable[[], None]) -> int:
+        machine = machine_here(words["--store"], words["--job"], work, end)
         script = machine.store.read(f"{machine.job_id}/replay.json")
         assert script is not None
         machine.work.mkdir(parents=True, exist_ok=True)
@@ -34,7 +33,7 @@ def main() -> int:
         busy = told.get("gpus_busy")
         return run_container(replace(machine, timing=timing, train=train, prove=prove, gpus_busy=lambda: busy))
 
-    return run_in_pod(run, end, os.environ) if end else run()
+    return run_here(run, os.environ, words["--job"], Path(words["--work"]) if "--work" in words else None)
 
 
 if __name__ == "__main__":

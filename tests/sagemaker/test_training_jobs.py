@@ -1,0 +1,116 @@
+"""A job in a training job of a local SageMaker: asked for once, followed, interrupted, stopped, explained, settled."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+
+from scripts.adapter import verify_adapter
+from scripts.cost import settle
+from scripts.pull import pull
+from scripts.state import job_state
+from scripts.stop import stop_job
+from scripts.watch import watch
+from tests.sagemaker.conftest import KEYS, Room
+from tests.sagemaker.fake_sagemaker import SPOT_SHARE, Fault, Mishap
+
+MakeRoom = Callable[..., Room]
+
+
+def test_a_job_is_asked_for_once_trained_followed_and_settled_by_its_billed_seconds(
+    make_room: MakeRoom, tmp_path
+) -> None:
+    room = make_room()
+    room.account.faults.append(Fault("CreateTrainingJob", 0, carried_out=True))  # made, and the answer is lost
+    handle = room.launch().handle
+    assert room.launch().handle == handle
+    assert list(room.account.jobs) == [handle["training_job"]]
+    out = io.StringIO()
+    state = watch(room.store, "job-1", room.backend, out, poll_seconds=0.2)
+    assert state.state == "completed", out.getvalue() + room.said()
+    room.finish()
+    assert pull(room.store, "job-1", tmp_path / "adapter").job_id == "job-1"
+    verify_adapter(tmp_path / "adapter")
+    job = room.account.jobs[handle["training_job"]]
+    assert [turn["Status"] for turn in job.transitions] == [
+        *("Starting", "Downloading", "Training", "Uploading", "Completed")
+    ]
+    seen = room.backend.observe(handle)
+    assert (seen.phase, seen.detail) == ("gone", f"training job {job.name}: Completed")
+    assert job.starts == 1
+    host = room.account.folder / job.name / "0"
+    environment = json.loads((host / "environment.json").read_text())
+    assert environment["LORRY_STORE"] == room.spec.store
+    assert (host / "opt/ml/input/data/training/train.jsonl").read_text() == "{}\n"
+    assert not any(value in json.dumps(room.account.log) for value in KEYS.values()), "no key in a request"
+    said = list(room.backend.logs(handle))
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ algo-1: ", line) for line in said)
+    assert any("takes the job" in line for line in said)
+    room.account.jobs[job.name].on_seconds = 1800.0
+    settlement = settle(room.store, room.files(), state, room.backend.charges, time.time())
+    assert settlement is not None
+    assert (settlement.usd, settlement.source, settlement.is_final) == (3.956, "bill", True)  # 1800 s of 7.912 an hour
+
+
+def test_an_interruption_of_spot_is_outlived_with_the_checkpoint(make_room: MakeRoom) -> None:
+    room = make_room(settings={"LORRY_SAGEMAKER_SPOT": "yes"}, steps=40, step_seconds=0.1, checkpoint_steps=2)
+    room.account.mishaps.append(Mishap("interrupt", after_seconds=3600.0))
+    handle = room.launch().handle
+    room.reach(5)
+    room.account.jobs[handle["training_job"]].mishap = Mishap("interrupt")
+    files = room.finish()
+    job = room.account.jobs[handle["training_job"]]
+    assert job.status == "Completed", room.said()
+    assert [turn["Status"] for turn in job.transitions][3:6] == ["Interrupted", "Downloading", "Training"]
+    assert files.container is not None
+    first, second = files.container.attempts
+    assert first.exit_code is None, "it was told to end"
+    assert second.resumed_from is not None
+    assert int(second.resumed_from[5:]) >= 5, "what it had done was saved when the machine was taken"
+    assert files.manifest is not None
+    usd = room.backend.charges(room.store, files)
+    assert usd is not None
+    assert usd.usd[job.name] <= SPOT_SHARE * job.on_seconds / 3600 * 7.912 + 0.001
+
+
+def test_a_stop_saves_a_checkpoint_and_a_second_stop_does_no_harm(make_room: MakeRoom) -> None:
+    room = make_room(steps=4000, step_seconds=0.05, checkpoint_steps=5000)
+    handle = room.launch().handle
+    room.reach(3)
+    for _ in range(2):
+        stop_job(room.store, "job-1", room.backend, "user", "enough", time.time())
+    files = room.finish()
+    seen = room.backend.observe(handle)
+    assert seen.detail.endswith("Stopped")
+    assert job_state(files, seen, time.time()).state == "cancelled"
+    assert any(key.endswith("COMPLETE") for key in room.store.keys("job-1/checkpoints"))
+    room.backend.stop(handle)
+    assert room.backend.owned() == []
+
+
+def test_a_failure_shows_its_cause_at_the_service_too(make_room: MakeRoom) -> None:
+    room = make_room(faults={"1": ["out_of_memory", 2]})
+    handle = room.launch().handle
+    room.finish()
+    seen = room.backend.observe(handle)
+    assert "AlgorithmError: out_of_memory: out_of_memory at step 2, exit code: 20" in seen.detail
+
+
+def test_the_platforms_own_time_limit_ends_a_job_and_says_so(make_room: MakeRoom) -> None:
+    room = make_room(steps=4000, step_seconds=0.05)
+    handle = room.launch().handle
+    room.reach(3)
+    owned = room.backend.owned()
+    assert [one.job_id for one in owned] == ["job-1"]
+    assert owned[0].usd_per_hour == 7.912
+    room.account.clock.jump(3600 + 301)
+    room.finish()
+    assert room.backend.observe(handle).detail.endswith("Stopped, MaxRuntimeExceeded")
+    again = room.launch().handle  # the job goes on under the next name
+    assert again["training_job"] == handle["training_job"] + "-2"
+    room.backend.stop(again)
+    room.finish()
+    assert set(room.backend.charges(room.store, room.files()).usd) == {handle["training_job"], again["training_job"]}
