@@ -67,7 +67,7 @@ class TrainingJob:
             print(f"the reason could not be written: {error}", file=sys.stderr)
 
     def node_variables(self) -> dict[str, str]:
-        """What scripts/nodes.py reads, from the platform's file: which of the hosts this is. Empty for one host alone."""
+        """What scripts/nodes.py reads, from the platform's file: which of the hosts this is. Empty for one alone."""
         path = self.base / "input" / "config" / "resourceconfig.json"
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
