@@ -138,6 +138,10 @@ class Rented(Fact):
     "From request to first command, image pull included."
     ram_gib: float | None = None
     "Host memory of the node; null where the provider does not say."
+    network_gb_per_second: float | None = None
+    "NCCL bus bandwidth between several such nodes; null where it is rented as one node only."
+    efa_cards: int = 0
+    "Network cards of the node that carry EFA."
 
 
 class Price(Rented):

@@ -108,6 +108,8 @@ class Plan(Record):
     steps: int
     steps_per_epoch: int
     offers: tuple[OfferPlan, ...]
+    nodes: int = 1
+    "Of each offer; hours and dollars are those of all of them together."
     chosen: str | None
     "The offer: the cheapest that fits, is allowed by the recipe and stays under its limits."
     prices_of: str

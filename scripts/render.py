@@ -44,9 +44,10 @@ def render(
     recipe, work = loaded.recipe, workload_of(loaded.recipe, report)
     offer = _usable(plan, recipe, backend)
     facts = catalog.offers[offer.offer]
-    deadline = deadline_seconds(offer, recipe, facts.usd_per_hour)
+    usd_per_hour = facts.usd_per_hour * recipe.hardware.nodes
+    deadline = deadline_seconds(offer, recipe, usd_per_hour)
     assert offer.usd is not None
-    if backend == "runpod_pod" and client_of(store) is None:  # no front door will renew its keys
+    if backend in ("runpod_pod", "ec2") and client_of(store) is None:  # no front door will renew its keys
         _require_keys_to_last(offer)
         deadline = min(deadline, KEYS_SECONDS)
     return LaunchSpec(
@@ -68,7 +69,7 @@ def render(
         expected_peak_gib=offer.expected_peak_gib,
         capacity_gib=offer.capacity_gib,
         quote_usd=offer.usd.high,
-        cap_usd=min(recipe.limits.max_usd, _cents_up(deadline / HOUR * facts.usd_per_hour)),
+        cap_usd=min(recipe.limits.max_usd, _cents_up(deadline / HOUR * usd_per_hour)),
         source=report.source if report else "a nominal training set",
         source_sha256=report.source_sha256 if report else "",
         train_sha256=report.train_sha256 if report else "",

@@ -41,6 +41,7 @@ def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: C
         steps=work.steps,
         steps_per_epoch=work.steps_per_epoch,
         offers=offers,
+        nodes=recipe.hardware.nodes,
         chosen=chosen.offer if chosen else None,
         prices_of=min(offer.date for offer in catalog.offers.values()).isoformat(),
         notes=notes_of(recipe, model, work, parameters, chosen, catalog, report),
@@ -104,7 +105,7 @@ def _does_not_fit(offer: Offer, recipe: Recipe, total: float, capacity: float) -
         return f"needs {total:.1f} GiB a GPU, may take {PLANNED * capacity:.1f} of {capacity:g}"
     if train.micro_tokens is None and train.global_batch % (train.micro_batch * offer.gpus * recipe.hardware.nodes):
         return f"batch {train.global_batch} does not divide over {offer.gpus} GPUs x {train.micro_batch}"
-    if recipe.hardware.nodes > 1:
+    if recipe.hardware.nodes > 1 and offer.network_gb_per_second is None:
         return f"it is one node; the recipe asks for {recipe.hardware.nodes}"
     return ""
 

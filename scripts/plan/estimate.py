@@ -28,6 +28,9 @@ class Estimate:
 def estimate(recipe: Recipe, model: BaseModelFacts, work: Workload, offer: Offer, catalog: Catalog) -> Estimate:
     """The arithmetic of this recipe on this offer. Pure."""
     gpu, ranks = catalog.gpus[offer.gpu], offer.gpus * recipe.hardware.nodes
+    if recipe.hardware.nodes > 1 and offer.network_gb_per_second is not None:  # the slower of the two links decides
+        bus = min(gpu.bus_gb_per_second, offer.network_gb_per_second)
+        gpu = gpu.model_copy(update={"bus_gb_per_second": bus})
     trained = targeted(model.shape, catalog.families[model.family], recipe.adapter)
     storage = storage_of(recipe, ranks, gpu)
     parts = memory_terms(model.shape, trained, recipe.adapter.rank, storage, largest_batch(recipe, work))

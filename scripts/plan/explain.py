@@ -34,7 +34,7 @@ def explain_text(plan: Plan, loaded: LoadedRecipe, report: TrainingSetReport | N
         _section("GiB per GPU", [*_lines(found.memory, GIB, ".2f"), _total(offer.total_gib, ".2f", "the peak")]),
         _section("Seconds of an optimizer step, likely", _step(found, offer)),
         _section("Reading the weights, seconds", _lines((found.times.load,), 1, ".1f")),
-        _section("Hours and dollars", [_wrapped(line) for line in _money(found, offer)]),
+        _section("Hours and dollars", [_wrapped(line) for line in _money(found, offer, plan.nodes)]),
         _section("The other engine", [_wrapped(_other_engine(loaded, report, catalog))]),
         _section("What low, likely and high assume", [_wrapped(line) for line in _cases()]),
     ]
@@ -58,14 +58,15 @@ def _step(found: Estimate, offer: OfferPlan) -> list[str]:
     return [*_lines(found.times.step_terms, 1, ".3f"), _total(offer.step_seconds.likely, ".3f", "one step")]
 
 
-def _money(found: Estimate, offer: OfferPlan) -> list[str]:
+def _money(found: Estimate, offer: OfferPlan, nodes: int) -> list[str]:
     assert offer.hours is not None
     assert offer.usd is not None
+    usd_per_hour = found.offer.usd_per_hour * nodes
     minutes = " + ".join(f"{span.likely:.1f} to {stage}" for stage, span in offer.minutes.items())
     return [
         f"likely {minutes} = {sum(s.likely for s in offer.minutes.values()):.1f} minutes",
-        f"{offer.hours.likely:.2f} hours x ${found.offer.usd_per_hour:.2f} = ${offer.usd.likely:.2f}; "
-        f"the high case {_high(offer.hours)} x ${found.offer.usd_per_hour:.2f} = ${offer.usd.high:.2f}",
+        f"{offer.hours.likely:.2f} hours x ${usd_per_hour:.2f} = ${offer.usd.likely:.2f}; "
+        f"the high case {_high(offer.hours)} x ${usd_per_hour:.2f} = ${offer.usd.high:.2f}",
     ]
 
 

@@ -20,9 +20,10 @@ def plan_text(plan: Plan, catalog: Catalog) -> str:
     """What `lorry plan` prints."""
     chosen = next((offer for offer in plan.offers if offer.offer == plan.chosen), None)
     others = sorted((offer for offer in plan.offers if offer is not chosen), key=_usable_and_cheap_first)
-    blocks = [_head(plan), _chosen(chosen, catalog) if chosen else "Chosen: none. Every offer is listed below."]
+    choice = _chosen(chosen, plan.nodes, catalog) if chosen else "Chosen: none. Every offer is listed below."
+    blocks = [_head(plan), choice]
     title = f"{'Other offers' if chosen else 'Offers'}, at prices of {plan.prices_of} or later"
-    blocks.append("\n".join([title, _HEADING, *(_line(offer, catalog) for offer in others)]))
+    blocks.append("\n".join([title, _HEADING, *(_line(offer, plan.nodes, catalog) for offer in others)]))
     if plan.notes:
         blocks.append("\n".join(["Notes", *(_bullet(note) for note in plan.notes)]))
     return "\n\n".join(blocks) + "\n"
@@ -41,12 +42,13 @@ def _head(plan: Plan) -> str:
     )
 
 
-def _chosen(offer: OfferPlan, catalog: Catalog) -> str:
+def _chosen(offer: OfferPlan, nodes: int, catalog: Catalog) -> str:
     facts = catalog.offers[offer.offer]
+    several = f"{nodes} nodes of " if nodes > 1 else ""
     return "\n".join(
         (
-            f"Chosen: {offer.offer}, {facts.gpus} x {facts.gpu} on {offer.backend} ({facts.provider_type})",
-            f"  {_price(facts)}; {_summary(offer)}",
+            f"Chosen: {offer.offer}, {several}{facts.gpus} x {facts.gpu} on {offer.backend} ({facts.provider_type})",
+            f"  {_price(facts, nodes)}; {_summary(offer)}",
             "",
             *_memory_table(offer),
             "",
@@ -96,10 +98,10 @@ def _span_line(name: str, span: Span, form: str) -> str:
 _HEADING = f"  {'':<26}{'$/h':>7}{'hours':>7}{'dollars':>9}  why not"
 
 
-def _line(offer: OfferPlan, catalog: Catalog) -> str:
+def _line(offer: OfferPlan, nodes: int, catalog: Catalog) -> str:
     assert offer.hours is not None
     assert offer.usd is not None
-    price = catalog.offers[offer.offer].usd_per_hour
+    price = catalog.offers[offer.offer].usd_per_hour * nodes
     figures = f"{price:>7.2f}{offer.hours.likely:>7.2f}{offer.usd.likely:>9.2f}"
     return f"  {offer.offer:<26}{figures}  {offer.reason or 'fits, but costs more'}"
 
@@ -108,8 +110,8 @@ def _bullet(note: str) -> str:
     return textwrap.fill(note, WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
-def _price(offer: Offer) -> str:
-    return f"${offer.usd_per_hour:.2f} an hour as of {offer.date}" if offer.usd_per_hour else "free"
+def _price(offer: Offer, nodes: int) -> str:
+    return f"${offer.usd_per_hour * nodes:.2f} an hour as of {offer.date}" if offer.usd_per_hour else "free"
 
 
 def _usable_and_cheap_first(offer: OfferPlan) -> tuple[bool, float, str]:

@@ -104,7 +104,7 @@ def times(
         load=_load_term(run),
         minutes=minutes,
         hours=Span(**{case: round(hours[case], 3) for case in GUESSES}),
-        usd=Span(**{case: round(hours[case] * offer.usd_per_hour, 2) for case in GUESSES}),
+        usd=Span(**{case: round(hours[case] * offer.usd_per_hour * recipe.hardware.nodes, 2) for case in GUESSES}),
     )
 
 

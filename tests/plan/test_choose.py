@@ -187,3 +187,20 @@ def test_cheaper_offer_added_to_the_catalog_is_chosen(report: TrainingSetReport)
     bargain = CATALOG.offers["runpod-h200-2"].model_copy(update={"usd_per_hour": 0.5})
     catalog = Catalog(CATALOG.families, CATALOG.models, CATALOG.gpus, {**CATALOG.offers, "bargain-2": bargain})
     assert make_plan(load_recipe("qwen3-next-80b/zero3"), report, catalog).chosen == "bargain-2"
+
+
+def test_two_nodes_cost_twice_as_much_an_hour_and_talk_over_the_slower_link(report: TrainingSetReport) -> None:
+    def on_p5(nodes: int) -> OfferPlan:
+        training = {"micro_tokens": None, "global_batch": 16}
+        loaded = _changed("qwen3-next-80b/zero3", hardware={"nodes": nodes, "gpus": 8}, training=training)
+        return _offer(make_plan(loaded, report, CATALOG), "ec2-p5-8")
+
+    one, two = on_p5(1), on_p5(2)
+    price = CATALOG.offers["ec2-p5-8"].usd_per_hour
+    for nodes, plan in ((1, one), (2, two)):
+        assert plan.hours is not None
+        assert plan.usd is not None
+        assert plan.usd.likely == pytest.approx(plan.hours.likely * nodes * price, rel=5e-3)
+    assert two.gib["weights"] == pytest.approx(one.gib["weights"] / 2, rel=1e-3)
+    per_pass = [plan.step_terms["gathering weights"] / passes for plan, passes in ((one, 2), (two, 1))]
+    assert per_pass[1] / per_pass[0] == pytest.approx(460 / 320 * (15 / 16) / (7 / 8), rel=1e-3)

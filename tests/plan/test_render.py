@@ -91,7 +91,7 @@ def test_whatever_a_recipe_asks_the_spec_keeps_its_promises(recipe, training, ha
     assert spec.quote_usd <= varied.limits.max_usd
     assert spec.quote_usd <= spec.cap_usd <= varied.limits.max_usd or spec.quote_usd == 0
     assert spec.offer is not None
-    price = CATALOG.offers[spec.offer].usd_per_hour
+    price = CATALOG.offers[spec.offer].usd_per_hour * spec.nodes
     assert spec.deadline_seconds / 3600 * price <= spec.cap_usd + 0.01
 
 
