@@ -19,15 +19,18 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from recipes.causes import ADVICE, EXIT_CODES
 from recipes.job import JOB_ID, Attempt, ContainerState, File, LaunchSpec, Proof, Result, Status, read_record
 from scripts.adapter import MANIFEST, write_manifest
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem, ProviderError
+from scripts.fetch_model import fetch_model
 from scripts.follower import follow
 from scripts.gpu_probe import Idleness
 from scripts.guard import Guard, Left, Tick
+from scripts.interruption import watch_interruption
 from scripts.job_lock import take_lock
 from scripts.logbook import Logbook
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
@@ -84,6 +87,7 @@ def run_container(machine: Machine) -> int:
         container = _Container(machine)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: container.guard.interrupt())
+        watch_interruption(machine.environment, container.guard.interrupt)
         return container.run()
 
 
@@ -161,6 +165,8 @@ class _Container:
 
     def _model(self, spec: LaunchSpec) -> Path:
         models, recipe = self._machine.models, spec.recipe
+        fetch = partial(fetch_model, self._machine.models_from, models, recipe)
+        self.guard.aside(fetch, self.guard.tick_within(loading_seconds(spec)))
         for command in making_commands(models, recipe):
             self.guard.heed(self._child("model", command, spec, self.guard.tick_within(0.0)).halt)
         if problem := recipe_problem(models, recipe):
@@ -203,13 +209,8 @@ class _Container:
         if last.ended_at is None:
             status = self._status(last.number)
             ours = end is None or end.halt == "interrupted"
-            last = last.model_copy(
-                update={
-                    "ended_at": time.time(),
-                    "exit_code": None if ours or end is None else end.code,
-                    "last_step": status.step if status else 0,
-                }
-            )
+            code, step = None if ours or end is None else end.code, status.step if status else 0
+            last = last.model_copy(update={"ended_at": time.time(), "exit_code": code, "last_step": step})
             self._book.note(attempts=(*earlier, last))
             self._book.say(f"attempt {last.number} ended at step {last.last_step} with exit code {last.exit_code}")
         if end is not None:

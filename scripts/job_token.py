@@ -20,6 +20,9 @@ SHORTEST_SECRET = 16
 KEYS_SECONDS = 12 * 3600
 "The longest for which AWS gives session keys. A machine with a token renews its own; one without ends by then."
 
+SPARE_SECONDS = 3600
+"For which a token outlives its machine's deadline: the end must be asked for too."
+
 _STORE = re.compile(rf".*/clients/({CLIENT_NAME.pattern})/jobs/?")
 
 
@@ -37,6 +40,21 @@ def make_token(job_id: str, client: str, expires: int, secret: str) -> str:
     if len(secret) < SHORTEST_SECRET:
         raise InputError(Problem("LORRY_TOKEN_SECRET", "missing or too short", f"{SHORTEST_SECRET} characters or more"))
     return f"{job_id}.{client}.{expires}.{signature(f'{job_id}|{client}|{expires}', secret)}"
+
+
+def machine_token(store: str, job_id: str, deadline: int, secret: str) -> str:
+    """The token of a machine that may run until `deadline` (unix seconds); empty without a client or a secret."""
+    client = client_of(store)
+    return make_token(job_id, client, deadline + SPARE_SECONDS, secret) if client and secret else ""
+
+
+def door_variables(front_door: str, job_id: str, token: str) -> dict[str, str]:
+    """What a machine needs to renew its keys of the store at the front door; boto3 reads the first two by itself."""
+    return {
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{front_door}/machines/{job_id}/credentials",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN": token,
+        "LORRY_JOB_TOKEN": token,
+    }
 
 
 def read_token(token: str, secret: str, now: float) -> Claim | None:

@@ -86,6 +86,11 @@ class Machine:
         return node_of(self.environment)
 
     @property
+    def models_from(self) -> str:
+        """URL of the models folder that is copied to `models` first; empty where that is filled already."""
+        return self.environment.get("LORRY_MODELS_FROM", "")
+
+    @property
     def ends_at(self) -> float:
         """When anybody may end this machine, in seconds since 1970: LORRY_DEADLINE, which a rented one has."""
         text = self.environment.get("LORRY_DEADLINE", "")

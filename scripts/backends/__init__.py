@@ -11,12 +11,13 @@ from recipes.recipe import BackendName
 from scripts.backends.base import Backend
 from scripts.errors import Problem, Refused
 
-LAUNCHABLE: tuple[BackendName, ...] = ("local", "runpod_pod", "runpod_queue", "sagemaker")
+LAUNCHABLE: tuple[BackendName, ...] = ("local", "runpod_pod", "runpod_queue", "sagemaker", "ec2")
 
 RENTS: dict[BackendName, str] = {
     "runpod_pod": "RUNPOD_API_KEY",
     "runpod_queue": "RUNPOD_API_KEY",
     "sagemaker": "LORRY_SAGEMAKER_ROLE",
+    "ec2": "LORRY_EC2_TEMPLATE",
 }
 "Backends that cost money -> the setting without which nothing is rented there."
 
@@ -44,6 +45,10 @@ def open_backend(name: BackendName, environment: Mapping[str, str]) -> Backend:
         from scripts.backends.sagemaker import SageMakerBackend
 
         return SageMakerBackend(environment)
+    if name == "ec2":
+        from scripts.backends.ec2 import Ec2Backend
+
+        return Ec2Backend(environment)
     launchable = ", ".join(LAUNCHABLE)
     raise Refused(
         Problem(f"backend {name}", "this version plans and renders for it but cannot launch on it", launchable)

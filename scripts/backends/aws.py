@@ -61,6 +61,11 @@ class AwsError(ProviderError):
         """Whether the same may be had in another zone, as another type or later."""
         return self.aws_code in CAPACITY
 
+    @property
+    def may_be_asked_again(self) -> bool:
+        """Whether the very same request may do better: the answer was lost, or AWS asked for patience."""
+        return self.maybe_done or self.aws_code in THROTTLED
+
 
 def aws_client(service: str, region: str | None = None) -> Any:
     """A client of that service with credentials and endpoint as boto3 finds them, and the region where none is given.

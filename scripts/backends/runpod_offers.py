@@ -12,6 +12,7 @@ from typing import Any
 from recipes.catalog import Catalog, Offer
 from recipes.job import LaunchSpec
 from scripts.backends.base import LiveOffer
+from scripts.backends.suitable import suitable
 from scripts.errors import Problem, ProviderError, Refused
 
 Json = Mapping[str, Any]
@@ -52,7 +53,7 @@ def choose(
     rows = {str(row["id"]): row for row in gpus}
     found: list[Candidate] = []
     problems: dict[str, Problem] = {}
-    for name, offer in _suitable(spec, catalog, planned):
+    for name, offer in suitable(spec, catalog):
         row = rows.get(offer.provider_type)
         problem = _unfit(name, offer, row, planned.usd_per_hour)
         if row is None or problem is not None:
@@ -74,20 +75,6 @@ def live_offers(catalog: Catalog, rows_of_count: Mapping[int, Sequence[Json]]) -
         row = next((r for r in rows_of_count.get(offer.gpus, ()) if r["id"] == offer.provider_type), None)
         if offer.backend == "runpod_pod" and row is not None:
             found.append(LiveOffer(name, bool(_stock(row)), _usd(row, offer)))
-    return found
-
-
-def _suitable(spec: LaunchSpec, catalog: Catalog, planned: Offer) -> list[tuple[str, Offer]]:
-    """The planned offer, and those with as many GPUs that are as large and as fast: the deadline was set for them."""
-    wanted = catalog.gpus[planned.gpu]
-    found = []
-    for name, offer in catalog.offers.items():
-        gpu = catalog.gpus[offer.gpu]
-        alike = offer.backend == "runpod_pod" and offer.gpus == planned.gpus
-        insisted = spec.recipe.hardware.gpu in (None, offer.gpu)
-        as_good = gpu.memory_gib >= wanted.memory_gib and gpu.bf16_tflops >= wanted.bf16_tflops
-        if name == spec.offer or (alike and insisted and as_good):
-            found.append((name, offer))
     return found
 
 

@@ -23,13 +23,12 @@ from scripts.backends.runpod_offers import CENT, Candidate, choose, live_offers
 from scripts.backends.runpod_pod_claims import PodClaim, PodClaims
 from scripts.backends.runpod_pod_request import PodSettings, placed, pod_request, read_pod_settings
 from scripts.errors import LorryError, Problem, ProviderError, Refused
-from scripts.job_token import client_of, make_token
+from scripts.job_token import machine_token
 from scripts.store import open_store
 
 Json = dict[str, Any]
 QUEUE_SECONDS = 1200.0
 "How long a Pod may take to run: an image of 10 GB is pulled in 4-5 minutes; a machine that needs 20 is stuck."
-TOKEN_SPARE_SECONDS = 3600
 _PHASES: dict[str, Phase] = {"PROVISIONING": "waiting", "STARTING": "waiting", "RUNNING": "running"}
 _ENDED = ("EXITED", "ERROR")  # they do nothing any more, but their disk is charged
 _CREATE_TRIES = 3
@@ -217,10 +216,8 @@ class RunpodPodBackend:
             raise Refused(*(Problem(f"secret {name}", "Runpod has none", "`lorry secrets --set`") for name in missing))
 
     def _token(self, spec: LaunchSpec, deadline: int) -> str:
-        settings, client = self._settings, client_of(spec.store)
-        if not settings.front_door or not settings.token_secret or client is None:
-            return ""
-        return make_token(spec.job_id, client, deadline + TOKEN_SPARE_SECONDS, settings.token_secret)
+        settings = self._settings
+        return machine_token(spec.store, spec.job_id, deadline, settings.token_secret) if settings.front_door else ""
 
 
 def useless(pod: Mapping[str, Any] | None, run_by: float, now: float) -> str | None:

@@ -17,7 +17,7 @@ from recipes.job import LaunchSpec
 from scripts.backends.base import machine_name
 from scripts.backends.runpod_offers import Candidate, Limits
 from scripts.errors import InputError, Problem, Refused
-from scripts.job_token import KEYS_SECONDS, client_of
+from scripts.job_token import KEYS_SECONDS, client_of, door_variables
 
 Json = dict[str, Any]
 MOST_VARIABLES = 50
@@ -105,9 +105,7 @@ def placed(request: Mapping[str, Any], candidate: Candidate, deadline: int, toke
     front door, where boto3 then fetches the keys of the store and renews them; empty without one."""
     env = {**request["env"], "LORRY_DEADLINE": str(deadline)}
     if token:
-        keys = f"{env['LORRY_FRONT_DOOR']}/machines/{env['LORRY_JOB']}/credentials"
-        env |= {"AWS_CONTAINER_CREDENTIALS_FULL_URI": keys, "AWS_CONTAINER_AUTHORIZATION_TOKEN": token}
-        env["LORRY_JOB_TOKEN"] = token
+        env |= door_variables(env["LORRY_FRONT_DOOR"], env["LORRY_JOB"], token)
     return {
         **request,
         "gpu": {**request["gpu"], "id": candidate.gpu},
