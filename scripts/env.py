@@ -17,6 +17,16 @@ from typing import Any
 from scripts.errors import Conflict, NotFound, Problem
 from scripts.store import disk_errors, unfinished
 
+LAUNCHER = {  # for whoever launches on AWS
+    "LORRY_TRAINER_ROLE": "trainer_role_arn",
+    "LORRY_SESSION_POLICY": "trainer_session_policy",
+    "LORRY_EC2_TEMPLATE": "ec2_launch_template_id",
+    "LORRY_EC2_ROLE_ID": "ec2_machine_role_id",
+    "LORRY_EC2_SUBNETS": "ec2_subnet_ids",
+    "LORRY_EC2_GROUP": "ec2_security_group_id",
+    "LORRY_EC2_PLACEMENT_GROUP": "ec2_placement_group",
+    "LORRY_EC2_MAX_HOURS": "ec2_max_hours",
+}
 _DIRECT = {  # setting -> field of the rooms
     "LORRY_STORE": "store_url",
     "LORRY_STORE_REGION": "region",
@@ -24,6 +34,7 @@ _DIRECT = {  # setting -> field of the rooms
     "RUNPOD_VOLUME_ID": "volume_id",
     "RUNPOD_TRAINING_ENDPOINT_ID": "training_endpoint_id",
     "RUNPOD_SERVING_ENDPOINT_ID": "serving_endpoint_id",
+    **LAUNCHER,
 }
 _BARE = re.compile(r"[A-Za-z0-9_./:@+-]+")
 _FRONT_DOOR_PATH = "/v2/lorry"  # the web app takes the last part of its URL for an endpoint id
@@ -51,8 +62,12 @@ def web_settings(rooms: Mapping[str, Any]) -> WebSettings:
         raise NotFound(Problem("env", "these rooms have no front door and no training endpoint", want))
     if rooms.get("serving_openai_url"):
         settings["INFERENCE_API_URL"] = str(rooms["serving_openai_url"]).removesuffix("/openai/v1")
-    settings |= {name: str(rooms[field]) for name, field in _DIRECT.items() if rooms.get(field)}
+    settings |= {name: _text(rooms[field]) for name, field in _DIRECT.items() if rooms.get(field)}
     return WebSettings(settings, secrets)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def as_dotenv(web: WebSettings) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,15 @@ def machine(tmp_path):
     bin_folder, log, launch = tmp_path / "bin", tmp_path / "calls", tmp_path / "lorry.env"
     bin_folder.mkdir()
 
-    def run(fail="nothing", launch_file=True):
+    def run(fail="nothing", launch_file=True, more=""):
         for name in ("shutdown", "aws", "docker", "sleep"):
             tool = bin_folder / name
             lines = ["#!/bin/bash", f'echo "{name} $*" >> {log}', f'case "{name} $*" in "{fail}"*) exit 1;; esac']
             if name == "aws":
                 lines.append('case "$*" in "sts get-caller-identity"*) echo AROA:i-1;; esac')
-                found = f'echo -e "LORRY_STORE=s3://b/jobs\\nLORRY_JOB=j1" > {launch}' if launch_file else "exit 1"
+                found = (
+                    f'echo -e "LORRY_STORE=s3://b/jobs\\nLORRY_JOB=j1{more}" > {launch}' if launch_file else "exit 1"
+                )
                 lines.append(f'case "$*" in "s3 cp"*) {found};; esac')
             tool.write_text("\n".join(lines) + "\n")
             tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
@@ -101,3 +104,12 @@ def test_a_launch_file_that_never_comes_ends_the_machine_after_ten_minutes(machi
     assert calls.count("sleep 10") == 60
     assert calls[-1] == "shutdown -h now"
     assert not any(call.startswith("docker") for call in calls)
+
+
+@pytest.mark.parametrize(("hours", "armed"), [(2, "shutdown -h +140"), (-9, None), (100, None)])
+def test_the_deadline_of_the_job_takes_the_place_of_a_later_one(machine, hours, armed):
+    """20 minutes past it; one that is over, or later than the machine's own, changes nothing."""
+    _, calls = machine(more=f"\\nLORRY_DEADLINE={int(time.time()) + hours * 3600 + 30}")
+    again = [call.split(" deadline")[0] for call in calls if call.startswith("shutdown -h +")][1:]
+    assert again == ([armed] if armed else [])
+    assert calls[-1] == "shutdown -h now"

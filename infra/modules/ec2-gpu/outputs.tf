@@ -9,6 +9,16 @@ output "subnet_ids" {
   value       = var.network.subnet_ids
 }
 
+output "security_group_id" {
+  description = "Group of the machines."
+  value       = aws_security_group.machine.id
+}
+
+output "placement_group" {
+  description = "Cluster placement group for jobs over several machines, or null."
+  value       = one(aws_placement_group.this[*].name)
+}
+
 output "instance_types" {
   description = "Types the launcher may rent."
   value       = var.instance_types

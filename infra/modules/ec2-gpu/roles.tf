@@ -1,4 +1,9 @@
 locals {
+  # What the launcher asks before and after a start (scripts/backends/ec2_api.py).
+  _watch = [
+    "ec2:DescribeCapacityReservations", "ec2:DescribeInstanceTypeOfferings", "ec2:DescribeInstances",
+    "ec2:DescribeSpotPriceHistory", "ec2:DescribeSubnets", "ec2:DescribeVolumes", "ec2:GetSpotPlacementScores",
+  ]
   _pull = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
 }
 
@@ -59,8 +64,9 @@ resource "aws_iam_policy" "launcher" {
       { Sid = "Image", Effect = "Allow", Action = "ec2:RunInstances", Resource = "arn:${local._partition}:ec2:${var.region}::image/*" },
       { Sid = "TagAtStart", Effect = "Allow", Action = "ec2:CreateTags", Resource = "${local._ec2}:*/*", Condition = { StringEquals = { "ec2:CreateAction" = "RunInstances" } } },
       { Sid = "EndOurs", Effect = "Allow", Action = "ec2:TerminateInstances", Resource = "${local._ec2}:instance/*", Condition = { StringEquals = { "ec2:ResourceTag/lorry" = var.prefix } } },
+      { Sid = "Console", Effect = "Allow", Action = "ec2:GetConsoleOutput", Resource = "${local._ec2}:instance/*", Condition = { StringEquals = { "ec2:ResourceTag/lorry" = var.prefix } } },
       # Describe actions cannot be narrowed to a resource.
-      { Sid = "Watch", Effect = "Allow", Action = ["ec2:DescribeInstances", "ec2:DescribeSpotPriceHistory", "ec2:DescribeCapacityReservations"], Resource = "*" },
+      { Sid = "Watch", Effect = "Allow", Action = local._watch, Resource = "*" },
       { Sid = "Newest", Effect = "Allow", Action = "ssm:GetParameters", Resource = "arn:${local._partition}:ssm:${var.region}::parameter/aws/service/deeplearning/*" },
       { Sid = "HandOver", Effect = "Allow", Action = "iam:PassRole", Resource = aws_iam_role.machine.arn, Condition = { StringEquals = { "iam:PassedToService" = "ec2.amazonaws.com" } } },
     ]

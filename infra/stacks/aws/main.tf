@@ -47,6 +47,7 @@ module "ec2" {
   ami            = { id = var.ec2.ami_id }
   max_hours      = var.ec2.max_hours
   reservation    = { id = var.ec2.reservation_id, capacity_block = var.ec2.capacity_block }
+  cluster        = var.ec2.cluster
 }
 
 module "github" {

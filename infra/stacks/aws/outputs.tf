@@ -73,6 +73,21 @@ output "ec2_instance_types" {
   value       = flatten(module.ec2[*].instance_types)
 }
 
+output "ec2_security_group_id" {
+  description = "Group of GPU machines, or null."
+  value       = one(module.ec2[*].security_group_id)
+}
+
+output "ec2_placement_group" {
+  description = "Cluster placement group for jobs over several machines, or null."
+  value       = one(module.ec2[*].placement_group)
+}
+
+output "ec2_max_hours" {
+  description = "After this a GPU machine shuts itself down, or null."
+  value       = one(module.ec2[*].max_hours)
+}
+
 output "ec2_subnet_ids" {
   description = "Subnets GPU machines may start in."
   value       = flatten(module.ec2[*].subnet_ids)

@@ -83,13 +83,14 @@ variable "trainer_digest" {
 }
 
 variable "ec2" {
-  description = "GPU machines: types, image id, hours, and a reservation to use."
+  description = "GPU machines: types, image id, hours, a reservation to use, and what jobs over several machines need."
   type = object({
     instance_types = optional(list(string), ["p5.48xlarge"])
     ami_id         = optional(string)
     max_hours      = optional(number, 24)
     reservation_id = optional(string)
     capacity_block = optional(bool, false)
+    cluster        = optional(object({ placement_group = optional(bool, false), efa_cards = optional(number, 0) }), {})
   })
   default = {}
 }

@@ -21,7 +21,17 @@ done
 [ -f "$LAUNCH" ] || exit 1
 store=$(sed -n 's/^LORRY_STORE=//p' "$LAUNCH") job=$(sed -n 's/^LORRY_JOB=//p' "$LAUNCH")
 
+# The job's own deadline is sooner; its container has 15 minutes more to bring everything home.
+deadline=$(sed -n 's/^LORRY_DEADLINE=//p' "$LAUNCH")
+left=$(((${deadline:-0} - $(date +%s)) / 60 + 20))
+if [ "$left" -gt 0 ] && [ "$left" -lt 1440 ]; then
+  shutdown -h "+$left" "deadline of this job"
+fi
+
 aws ecr get-login-password | docker login --username AWS --password-stdin 123456789012.dkr.ecr.us-east-1.amazonaws.com || exit 1
 docker pull --quiet 123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa || exit 1
-docker run --rm --gpus all --ipc host --network host --env-file "$LAUNCH" --volume "$SCRATCH:/scratch" \
+fabric=()
+[ -e /dev/infiniband ] && fabric=(--device /dev/infiniband --ulimit memlock=-1)
+docker run --rm --gpus all --ipc host --network host "${fabric[@]}" --stop-timeout 110 \
+  --env-file "$LAUNCH" --volume "$SCRATCH:/scratch" \
   123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa python -m scripts.container --store "$store" --job "$job" --work "/scratch/$job"
