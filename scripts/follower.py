@@ -16,6 +16,8 @@ from collections.abc import Callable
 from recipes.causes import EXIT_CODES, Cause
 from recipes.job import ContainerState, LaunchSpec, read_record
 from scripts.errors import LorryError, NotFound, Problem
+from scripts.fetch_model import fetch_model
+from scripts.interruption import watch_interruption
 from scripts.job_folder import download_folder
 from scripts.machine import Machine, Run, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
@@ -34,6 +36,7 @@ def follow(machine: Machine) -> int:
     follower = _Follower(machine)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: follower.interrupt())
+    watch_interruption(machine.environment, follower.interrupt)
     return follower.run()
 
 
@@ -55,6 +58,7 @@ class _Follower:
     def run(self) -> int:
         """Attempt after attempt; the exit code."""
         models, recipe = self._machine.models, self._spec.recipe
+        fetch_model(self._machine.models_from, models, recipe)
         for command in making_commands(models, recipe):
             self._child("model", command, self._halt)
         if problem := recipe_problem(models, recipe):

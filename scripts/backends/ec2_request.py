@@ -19,7 +19,6 @@ from scripts.job_token import KEYS_SECONDS, client_of, door_variables
 
 Json = dict[str, Any]
 Market = Literal["on-demand", "spot", "reservation", "capacity-block"]
-MASTER_PORT = 29400
 _ROOM = "run `lorry env` on the applied AWS room, such as infra/live/prod/aws, and set what it says"
 
 
@@ -145,8 +144,7 @@ def launch_file(
         **keys,
     }
     if len(addresses) > 1:
-        rendezvous = {"NODES": len(addresses), "NODE_RANK": node, "MASTER_ADDR": addresses[0]}
-        variables |= {name: str(value) for name, value in rendezvous.items()} | {"MASTER_PORT": str(MASTER_PORT)}
+        variables |= {"NODES": str(len(addresses)), "NODE_RANK": str(node), "MASTER_ADDR": addresses[0]}
     return "".join(f"{name}={value}\n" for name, value in variables.items())
 
 
