@@ -48,8 +48,11 @@ class WebSettings:
     secrets: dict[str, str]
 
 
-def web_settings(rooms: Mapping[str, Any]) -> WebSettings:
-    """What the web app must know, from the merged outputs of the rooms. Raises NotFound where nothing can train."""
+def web_settings(rooms: Mapping[str, Any], inference: Mapping[str, str] | None = None) -> WebSettings:
+    """What the web app must know, from the merged outputs of the rooms. Raises NotFound where nothing can train.
+
+    inference: what scripts.serving.history.inference_settings says of the store.
+    """
     settings: dict[str, str] = {}
     if rooms.get("gateway_url"):
         settings["GPU_CLUSTER_API_URL"] = str(rooms["gateway_url"]).rstrip("/") + _FRONT_DOOR_PATH
@@ -62,6 +65,7 @@ def web_settings(rooms: Mapping[str, Any]) -> WebSettings:
         raise NotFound(Problem("env", "these rooms have no front door and no training endpoint", want))
     if rooms.get("serving_openai_url"):
         settings["INFERENCE_API_URL"] = str(rooms["serving_openai_url"]).removesuffix("/openai/v1")
+    settings = dict(inference or {}) | settings
     settings |= {name: _text(rooms[field]) for name, field in _DIRECT.items() if rooms.get(field)}
     return WebSettings(settings, secrets)
 

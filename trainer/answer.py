@@ -72,12 +72,10 @@ class Answers:
         ids = self._ids(prompt)
         without = self._model.disable_adapter() if adapter is None and self._attached else nullcontext()
         with without:
-            said, first = self._log_probabilities(ids) if probe else (None, None)
-            if first is not None and max_tokens == 1 and temperature == 0:
-                made = [first]
-            else:
-                made = self._generated(ids, max_tokens, temperature)
-        answer: Json = {"prompt_ids": ids, "prompt_logprobs": said}
+            one_pass = max_tokens == 1 and temperature == 0
+            said, first = self._log_probabilities(ids) if probe or one_pass else (None, 0)
+            made = [first] if one_pass else self._generated(ids, max_tokens, temperature)
+        answer: Json = {"prompt_ids": ids, "prompt_logprobs": said if probe else None}
         ends = [i for i, token in enumerate(made) if token in self._chat.end_ids]
         kept = made[: ends[0]] if ends else made
         return answer | {"ids": made, "text": self._chat.decode(kept), "finish_reason": "stop" if ends else "length"}

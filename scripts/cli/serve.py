@@ -37,7 +37,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mounted", metavar="PATH", help=first + "that folder as the server sees it")
     parser.add_argument("--form", choices=["vllm", "peft"], help=first + "how adapters are laid out there (vllm)")
     parser.add_argument("--max-lora-rank", type=int, metavar="N", help=first + "as the server was started (16)")
-    parser.add_argument("--canary", type=float, metavar="SHARE", help="prove it, but only as a canary, 0 to 1")
+    parser.add_argument("--canary", type=float, metavar="PERCENT", help="prove it, but for a share of users alone")
     parser.add_argument("--override", metavar="REASON", help="publish without a passing evaluation; it is recorded")
     add_json(parser)
 
@@ -46,8 +46,8 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
     chosen = [bool(arguments.job), arguments.roll_back, arguments.check, arguments.history, bool(arguments.local)]
     if sum(chosen) != 1:
         raise InputError(Problem("serve", "one thing at a time", "JOB, --roll-back, --check, --history or --local"))
-    if arguments.canary is not None and not 0 < arguments.canary < 1:
-        raise InputError(Problem("--canary", f"{arguments.canary:g}", "more than 0 and less than 1"))
+    if arguments.canary is not None and not 0 < arguments.canary < 100:
+        raise InputError(Problem("--canary", f"{arguments.canary:g}", "percent: more than 0 and less than 100"))
     if arguments.local:
         return _local(arguments, settings)
     return _history(arguments, settings) if arguments.history else _act(arguments, settings)
@@ -65,7 +65,8 @@ def _act(arguments: argparse.Namespace, settings: Settings) -> int:
     with Vllm(place.url, os.environ.get("LORRY_SERVING_KEY", "")) as vllm:
         desk = Desk(store, arguments.place, vllm, os.environ, actor(os.environ), time.time, time.sleep)
         if arguments.job:
-            state = publish(desk, arguments.job, place, override=arguments.override, canary=arguments.canary)
+            share = None if arguments.canary is None else arguments.canary / 100
+            state = publish(desk, arguments.job, place, override=arguments.override, canary=share)
         else:
             state = roll_back(desk) if arguments.roll_back else check(desk)
     if arguments.json:

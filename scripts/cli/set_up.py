@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from recipes.recipe import Quantize
 from scripts.cli.command import Command
-from scripts.errors import LorryError, NotFound, Problem, VerificationFailed
+from scripts.errors import LorryError, NotFound, Problem, ProviderError, VerificationFailed
 from scripts.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _env_arguments(parser: argparse.ArgumentParser) -> None:
 def _env(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.env import as_dotenv, web_settings, write_once
 
-    web = web_settings(_rooms(arguments.roots))
+    web = web_settings(_rooms(arguments.roots), _inference(settings))
     text = json.dumps(dataclasses.asdict(web), indent=2) + "\n" if arguments.json else as_dotenv(web)
     if arguments.out is None:
         print(text, end="")
@@ -104,6 +104,18 @@ def _env(arguments: argparse.Namespace, settings: Settings) -> int:
         write_once(arguments.out, text)
         print(f"{arguments.out}: {len(web.settings)} settings; set {', '.join(web.secrets)} yourself")
     return 0
+
+
+def _inference(settings: Settings) -> dict[str, str]:
+    """What is live in this terminal's store; nothing, and a line, where the store cannot be read from here."""
+    from scripts.serving.history import inference_settings
+    from scripts.store import open_store
+
+    try:
+        return inference_settings(open_store(settings.store))
+    except ProviderError as error:
+        print(f"INFERENCE_MODEL is left out: {error}", file=sys.stderr)
+        return {}
 
 
 def _secrets_arguments(parser: argparse.ArgumentParser) -> None:

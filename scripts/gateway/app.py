@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from scripts.gateway import events, files, machines, openai, queue, quote, training
+from scripts.gateway import events, files, inference, machines, openai, queue, quote, training
 from scripts.gateway.clients import Client
 from scripts.gateway.dataset import Fetcher
 from scripts.gateway.door import Door
@@ -22,7 +22,7 @@ from scripts.gateway.http import http_error
 from scripts.gateway.openapi import openapi_document
 from scripts.gateway.settings import GatewaySettings
 
-_PROTOCOLS = (queue, training, quote, events, openai, files, machines)
+_PROTOCOLS = (queue, training, quote, events, openai, inference, files, machines)
 
 
 def create_app(settings: GatewaySettings, clients: Mapping[str, Client], **hands: Any) -> Starlette:

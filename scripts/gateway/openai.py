@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from recipes.validate import validated
@@ -18,7 +16,7 @@ from scripts.errors import InputError, NotFound, Problem
 from scripts.gateway.contact import Look, cancel, look, looks
 from scripts.gateway.door import Door
 from scripts.gateway.events import metrics_of
-from scripts.gateway.http import Call, endpoint, guarded
+from scripts.gateway.http import Call, endpoint
 from scripts.gateway.submission import submit
 from scripts.gateway.tick_on_contact import tick_on_contact
 from scripts.gateway.understand import Lenient, understand
@@ -49,7 +47,7 @@ class CreateJob(Lenient):
 
 
 def routes(door: Door) -> list[Route]:
-    """The fine-tuning paths, and a word for those who ask a chat of the wrong URL."""
+    """The fine-tuning paths."""
     return [
         Route(_JOBS, endpoint(door, _create), methods=["POST"]),
         Route(_JOBS, endpoint(door, _list), methods=["GET"]),
@@ -57,7 +55,6 @@ def routes(door: Door) -> list[Route]:
         Route(f"{_JOBS}/{{id}}/cancel", endpoint(door, _cancel, tick_on_contact), methods=["POST"]),
         Route(f"{_JOBS}/{{id}}/events", endpoint(door, _events, tick_on_contact), methods=["GET"]),
         Route(f"{_JOBS}/{{id}}/checkpoints", endpoint(door, _checkpoints), methods=["GET"]),
-        *[Route(f"/v1/{path}", guarded(_not_here), methods=["POST"]) for path in ("chat/completions", "completions")],
     ]
 
 
@@ -184,8 +181,3 @@ def required_file_id(text: str) -> str:
     if not (text.startswith("file-") and text[5:].isalnum() and text.isascii() and len(text) <= 60):
         raise NotFound(Problem("training_file", f"no file {text[:80]!a}", "upload it to /v1/files"))
     return text
-
-
-async def _not_here(request: Request) -> Response:
-    want = "send it to INFERENCE_API_URL, the serving endpoint"
-    raise NotFound(Problem(request.url.path, "inference; this URL trains", want))

@@ -34,6 +34,9 @@ _PATHS: tuple[tuple[str, str, str, type[Any] | None], ...] = (
     ("post", "/v1/fine_tuning/jobs/{id}/cancel", "end a job", None),
     ("get", "/v1/fine_tuning/jobs/{id}/events", "what happened", None),
     ("get", "/v1/fine_tuning/jobs/{id}/checkpoints", "what could be resumed from", None),
+    ("get", "/adapters", "finished adapters, and where a chat is to go", None),
+    ("post", "/adapters/{id}/promote", "make an adapter live, once it is proven on the server", None),
+    ("post", "/adapters/roll-back", "make the adapter live again that was live before", None),
     ("get", "/v1/files", "uploaded training sets", None),
     ("get", "/v1/files/{id}", "one uploaded training set", None),
 )

@@ -63,6 +63,15 @@ class Vllm:
             None if row is None else float(row[str(token)]["logprob"]) for row, token in zip(said, ids, strict=True)
         ]
 
+    def answers(self, model: str, ids: Sequence[int]) -> bool:
+        """Whether one real request is answered: with a token, and no error."""
+        body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0}
+        try:
+            said = self._ask("POST", "/v1/completions", body)
+        except ProviderError:
+            return False
+        return bool(said.get("choices")) and (said.get("usage") or {}).get("completion_tokens", 0) > 0
+
     def _ask(self, method: str, path: str, body: Any = None, want: str = "look at the server") -> dict[str, Any]:
         try:
             reply = self._http.request(method, self.url + path, json=body)

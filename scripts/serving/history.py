@@ -49,6 +49,21 @@ def history(store: Store, name: str) -> list[Serving]:
     return states
 
 
+def inference_settings(store: Store) -> dict[str, str]:
+    """The web app's settings of the place `main`: where its chat goes, the model's name there, the canary's and its
+    share of the conversations; empty where nothing was ever published."""
+    states = history(store, "main")
+    if not states:
+        return {}
+    state = states[-1]
+    model = served_name(store, state.live) if state.live else state.place.base
+    settings = {"INFERENCE_API_URL": state.place.url, "INFERENCE_MODEL": model}
+    if state.canary:
+        share = f"{state.canary_share:g}"
+        settings |= {"INFERENCE_CANARY_MODEL": served_name(store, state.canary), "INFERENCE_CANARY_SHARE": share}
+    return settings
+
+
 def newest(store: Store, name: str) -> Serving:
     """The state of a place now. Raises NotFound when nothing was ever published there."""
     states = history(store, name)
@@ -61,7 +76,7 @@ def newest(store: Store, name: str) -> Serving:
 def following(store: Store, name: str, before: Serving | None, **changes: Any) -> Serving:
     """Writes the state after `before`. Raises Conflict when somebody else wrote it, or is at work there."""
     begins = changes.get("outcome") == "begun"
-    if begins and before and before.outcome == "begun" and changes["at"] - before.at < BUSY_SECONDS:
+    if begins and before and _is_at_work(before, changes):
         got = f"{before.by} began to {before.deed} {before.job_id} and has not finished"
         raise Conflict(Problem(f"place {name}", got, "wait for it, or an hour"))
     number = before.number + 1 if before else 1
@@ -73,3 +88,12 @@ def following(store: Store, name: str, before: Serving | None, **changes: Any) -
             Problem(f"place {name}", "somebody else published there at the same time", "look, then try again")
         )
     return state
+
+
+def _is_at_work(before: Serving, changes: dict[str, Any]) -> bool:
+    """Whether somebody else, or the same one with something else, began and may not be through with it.
+
+    The same deed by the same hand is one that was broken off and goes on.
+    """
+    same = all(getattr(before, name) == changes[name] for name in ("deed", "job_id", "by"))
+    return before.outcome == "begun" and not same and changes["at"] - before.at < BUSY_SECONDS

@@ -21,6 +21,9 @@ MOST_ERROR = 0.35
 """Largest RMS error of the adapter's effect as a share of the effect. An adapter that is ignored has 1, half of its
 tensors give about 0.5; another engine's bf16 stays below 0.3, the trainer's own limit."""
 PARALLEL = 4
+REQUESTS = 20
+MOST_FAILED = 0.05
+"One of twenty real requests may fail: a worker that is replaced meanwhile is no fault of the adapter."
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,21 @@ class Point:
 @dataclass(frozen=True)
 class Heard:
     """effect: RMS of what the adapter changes at the points, as served. error: RMS of its difference from the record,
-    as a share of the recorded effect. steady: whether requests side by side answer as one alone."""
+    as a share of the recorded effect. steady: whether requests side by side answer as one alone. failed: share of real
+    requests that got no answer."""
 
     effect: float
     error: float
     steady: bool
+    failed: float = 0.0
 
     @property
     def problem(self) -> str | None:
         """Why this is not that adapter at work; None when it is."""
         if not self.steady:
             return "it answers otherwise, or fails, when asked several times at once"
+        if self.failed > MOST_FAILED:
+            return f"{self.failed:.0%} of {REQUESTS} real requests failed; at most {MOST_FAILED:.0%}"
         if not self.error <= MOST_ERROR:
             return (
                 f"its effect on log-probabilities is {self.effect:.3f} and differs from the recorded one by"
@@ -84,7 +91,17 @@ def listen(vllm: Vllm, base: str, adapter: str, points: Points) -> Heard:
             recorded.append(place.trained - place.base)
     effect = _rms(recorded)
     error = _rms([a - b for a, b in zip(served, recorded, strict=True)])
-    return Heard(_rms(served), error / effect if effect else 1.0, _is_steady(vllm, adapter, base, points[0][0]))
+    steady = _is_steady(vllm, adapter, base, points[0][0])
+    failed = error_rate(vllm, adapter, points) if steady else 1.0
+    return Heard(_rms(served), error / effect if effect else 1.0, steady, failed)
+
+
+def error_rate(vllm: Vllm, model: str, points: Points) -> float:
+    """Share of REQUESTS real requests, the beginnings of the probe's conversations, that get no answer."""
+    prompts = [points[number % len(points)][0] for number in range(REQUESTS)]
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        answered = list(pool.map(lambda ids: vllm.answers(model, ids[: max(1, len(ids) // 2)]), prompts))
+    return 1 - sum(answered) / REQUESTS
 
 
 def _is_steady(vllm: Vllm, adapter: str, base: str, ids: Sequence[int]) -> bool:

@@ -79,6 +79,7 @@ def publish(
         raise VerificationFailed(*error.problems, Problem(f"place {desk.place}", stays)) from None
     said = {"effect": heard.effect, "error": heard.error, "sentence": f"answers as trained, error {heard.error:.1%}"}
     if canary is not None:
+        audit.record(desk.store, "promote", job_id, who=desk.by, now=desk.now(), note=f"canary at {desk.place}")
         return _step(desk, begun, deed, job_id, "done", canary=job_id, canary_share=canary, **said)
     earlier = tuple(dict.fromkeys(job for job in (begun.live, *begun.earlier) if job and job != job_id))
     for job in earlier[1:]:
@@ -113,12 +114,16 @@ def roll_back(desk: Desk, reason: str = "asked for") -> Serving:
 def check(desk: Desk) -> Serving:
     """Hears the live adapter; loads it again where the server forgot it, goes back where that does not help.
 
+    A canary that does not answer as trained, or fails real requests, is withdrawn at once: nobody depends on it yet.
+
     Raises VerificationFailed when neither answers as trained.
     """
     state = newest(desk.store, desk.place)
-    if state.live is None:
+    if state.live is None and state.canary is None:
         raise Refused(Problem(f"place {desk.place}", "nothing is live there", "publish an adapter"))
-    if _heard(desk, state.place, state.live)[0]:
+    if state.canary and (reason := _heard(desk, state.place, state.canary)[1]):
+        state = _withdrawn(desk, state, state.canary, reason)
+    if state.live is None or _heard(desk, state.place, state.live)[0]:
         return state
     begun = _step(desk, state, "reload", state.live, "begun")
     try:
@@ -130,6 +135,16 @@ def check(desk: Desk) -> Serving:
         return roll_back(desk, f"{state.live} does not answer as trained")
     said = {"effect": heard.effect, "error": heard.error, "sentence": "the server had forgotten it"}
     return _step(desk, begun, "reload", state.live, "done", **said)
+
+
+def _withdrawn(desk: Desk, state: Serving, canary: str, reason: str) -> Serving:
+    """The canary's share goes back to the live adapter first, then the canary is unloaded."""
+    sentence = f"withdrawn: {reason}"[:500]
+    done = _step(desk, state, "roll back", canary, "done", canary=None, canary_share=0.0, sentence=sentence)
+    audit.record(desk.store, "roll back", canary, who=desk.by, now=desk.now(), note=f"canary at {desk.place}: {reason}")
+    if canary not in (done.live, *done.earlier):
+        desk.vllm.unload(desk.model(canary))
+    return done
 
 
 def _require_base(desk: Desk, place: Place) -> None:

@@ -141,7 +141,8 @@ def test_inference_at_the_wrong_door_is_told_where_to_go(make_front: Any) -> Non
     front = make_front(settings={"serving_url": "https://serving.example/v2/abc"})
     body = {"input": {"openai_route": "/v1/chat/completions", "openai_input": {"messages": []}}}
     assert "https://serving.example/v2/abc" in sentence(front.post("/v2/lorry/runsync", body))
-    assert "INFERENCE_API_URL" in sentence(front.post("/v1/chat/completions", {}, key=None))
+    for path in ("/v1/chat/completions", "/v1/completions", "/v2/lorry/v1/chat/completions"):
+        assert "INFERENCE_API_URL (https://serving.example/v2/abc)" in sentence(front.post(path, {}, key=None))
 
 
 FINE_TUNING: list[tuple[dict[str, Any], str]] = [
@@ -253,8 +254,9 @@ def test_no_request_that_the_document_allows_or_forbids_breaks_the_front_door(ma
         check()
     assert not bad, bad[:3]
     names = {label for label, _ in seen}
-    assert len(names) == 24
-    never = {name for name in names if not seen[name, True]}
+    assert len(names) == 27
+    unserved = {"POST /adapters/{id}/promote", "POST /adapters/roll-back"}  # there is no server of the model here
+    never = {name for name in names if not seen[name, True]} - unserved
     assert never <= (set() if examples > 20 else {f"POST /v2/lorry/{name}" for name in ("run", "runsync", "quote")})
     assert sum(count for (_, well), count in seen.items() if not well) > examples * 3
 

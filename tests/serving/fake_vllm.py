@@ -15,7 +15,7 @@ import uvicorn
 from scripts.errors import NotFound, Problem, ProviderError
 from scripts.serving.local_server import Asked, LocalServer, create_server
 
-Fault = Literal["", "ignores", "half", "crashes", "early", "shifts"]
+Fault = Literal["", "ignores", "half", "crashes", "early", "flaky"]
 EARLY = 3
 
 
@@ -55,6 +55,8 @@ class FakeVllm(LocalServer):
         if model in self.adapters and self._early.get(model, 0):
             self._early[model] -= 1
             raise NotFound(Problem("model", f"{model} does not exist", "wait"))
+        if self._hit(model, "flaky") and body.get("prompt_logprobs") is None:
+            raise ProviderError(Problem("engine", "out of memory", "try again"))
         with self._lock:
             self._running += 1
             beside = self._running > 1

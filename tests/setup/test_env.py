@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from recipes.serving import Place
 from scripts.env import as_dotenv, web_settings
 from scripts.errors import NotFound
+from scripts.serving.history import following, inference_settings
+from scripts.store import open_store
 
 ROOM = {
     "datacenter": "US-KS-2",
@@ -40,6 +44,21 @@ def test_without_a_front_door_the_web_app_calls_the_training_endpoint():
     assert web.settings["GPU_CLUSTER_API_URL"] == "https://api.runpod.ai/v2/e1"
     assert web.secrets == {"GPU_CLUSTER_API_KEY": "a Runpod key that may only call this endpoint"}
     assert not any(name.startswith("INFERENCE") or "SERVING" in name for name in web.settings)
+
+
+def test_the_chat_is_sent_to_what_is_live_and_a_share_to_the_canary(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    assert inference_settings(store) == {}
+    place = Place(url="http://127.0.0.1:8800", base="lorry/smoke", adapters="file:///a", mounted="/a")
+    said = {"deed": "canary", "job_id": "two", "by": "ann", "at": 1.0, "outcome": "done"}
+    following(store, "main", None, place=place, live="one", canary="two", canary_share=0.1, **said)
+    settings = web_settings(ROOM, inference_settings(store)).settings
+    assert {name: value for name, value in settings.items() if name.startswith("INFERENCE")} == {
+        "INFERENCE_API_URL": "https://api.runpod.ai/v2/s1",  # what the rooms say of themselves comes first
+        "INFERENCE_MODEL": "one",
+        "INFERENCE_CANARY_MODEL": "two",
+        "INFERENCE_CANARY_SHARE": "0.1",
+    }
 
 
 def test_rooms_in_which_nothing_trains_are_named():
