@@ -9,6 +9,7 @@ from scripts.doctor.aws_checks import AWS_CHECKS
 from scripts.doctor.finding import Check, Finding, Subject, failed
 from scripts.doctor.model_checks import check_model, check_room_for_models
 from scripts.doctor.runpod_checks import ROOM_CHECKS, check_clock, check_key
+from scripts.doctor.sagemaker_checks import check_sagemaker
 from scripts.errors import LorryError
 
 __all__ = ["Finding", "Subject", "examine", "failure"]
@@ -20,7 +21,8 @@ def examine(subject: Subject) -> list[Finding]:
     if any(finding.state == "failed" for finding in findings):
         subject = subject.without_runpod("the Runpod key failed its check")
     findings += _run("clock", check_clock, subject)
-    checks = {**ROOM_CHECKS, "model": check_model, "room for models": check_room_for_models, **AWS_CHECKS}
+    checks = {**ROOM_CHECKS, "model": check_model, "room for models": check_room_for_models}
+    checks |= {**AWS_CHECKS, "SageMaker": check_sagemaker}
     for name, check in checks.items():
         findings += _run(name, check, subject)
     return findings

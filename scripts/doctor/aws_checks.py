@@ -17,15 +17,15 @@ _CODES = {  # quota code -> service, what it counts, what it is for, what the la
 }
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<name>[^@:]+)")
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
-_SIGN_IN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for an account of AWS"
+SIGN_IN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for an account of AWS"
 
 
 def check_credentials(subject: Subject) -> Iterator[Finding]:
     """Whose credentials these are."""
-    if why := _no_aws(subject):
-        yield not_checked("AWS credentials", why, _SIGN_IN)
+    if why := why_no_aws(subject):
+        yield not_checked("AWS credentials", why, SIGN_IN)
         return
-    answer = _ask(subject, "sts", "get_caller_identity")
+    answer = ask_aws(subject, "sts", "get_caller_identity")
     if isinstance(answer, str):
         yield failed("AWS credentials", answer, "sign in again, or correct the key")
     else:
@@ -38,8 +38,8 @@ def check_bucket(subject: Subject) -> Iterator[Finding]:
     if not url.startswith("s3://"):
         want = "set LORRY_STORE to s3://bucket/prefix; machines elsewhere cannot read a folder of this one"
         yield not_checked("store", f"{url or 'none'} is no bucket", want)
-    elif why := _no_aws(subject):
-        yield not_checked("store", why, _SIGN_IN)
+    elif why := why_no_aws(subject):
+        yield not_checked("store", why, SIGN_IN)
     else:
         open_store(url).read("lorry-doctor/none")
         yield ok("store", f"{url} can be read")
@@ -53,10 +53,10 @@ def check_quotas(subject: Subject) -> Iterator[Finding]:
     for code in codes:
         service, what, unit, most = _CODES[code]
         name = f"AWS quota {code}"
-        if why := _no_aws(subject):
-            yield not_checked(name, why, _SIGN_IN)
+        if why := why_no_aws(subject):
+            yield not_checked(name, why, SIGN_IN)
             continue
-        answer = _ask(subject, "service-quotas", "get_service_quota", ServiceCode=service, QuotaCode=code)
+        answer = ask_aws(subject, "service-quotas", "get_service_quota", ServiceCode=service, QuotaCode=code)
         step = f"look in the console of Service Quotas for '{what}'"
         if isinstance(answer, str):
             yield not_checked(name, answer, step)
@@ -73,24 +73,28 @@ def check_image(subject: Subject) -> Iterator[Finding]:
         yield not_checked("image", why, NO_ROOM)
         return
     template = subject.runpod.read("templates", subject.rooms["pod_template_id"]) or {}
-    image = str(template.get("image"))
+    yield from check_in_registry(subject, "image", str(template.get("image")))
+
+
+def check_in_registry(subject: Subject, name: str, image: str, region: str = "") -> Iterator[Finding]:
+    """An image is named by digest, and is there; in ECR of `region`, where one is given."""
     digest, home = _DIGEST.search(image), _ECR.match(image)
     if digest is None:
-        yield failed("image", f"{image} is not pinned by digest", "name it as registry/name@sha256:...")
+        yield failed(name, f"{image or 'none'} is not pinned by digest", "name it as registry/name@sha256:...")
+    elif region and (home is None or home["region"] != region):
+        yield failed(name, f"{image} is not in ECR of {region}", "push it there: `terraform output` of the AWS room")
     elif home is None:
-        yield not_checked("image", f"{image} is not in ECR", "look in its own registry that the digest is there")
-    elif why := _no_aws(subject):
-        yield not_checked("image", why, _SIGN_IN)
+        yield not_checked(name, f"{image} is not in ECR", "look in its own registry that the digest is there")
+    elif why := why_no_aws(subject):
+        yield not_checked(name, why, SIGN_IN)
     else:
-        yield _in_registry(subject, image, home, digest[1])
-
-
-def _in_registry(subject: Subject, image: str, home: re.Match[str], digest: str) -> Finding:
-    where: dict[str, Any] = {"registryId": home["account"], "repositoryName": home["name"]}
-    answer = _ask(subject, "ecr", "describe_images", home["region"], **where, imageIds=[{"imageDigest": digest}])
-    if isinstance(answer, str):
-        return failed("image", f"{image}: {answer}", "push the image, or correct images.trainer of the Runpod root")
-    return ok("image", f"{image} is in the registry")
+        where: dict[str, Any] = {"registryId": home["account"], "repositoryName": home["name"]}
+        where["imageIds"] = [{"imageDigest": digest[1]}]
+        answer = ask_aws(subject, "ecr", "describe_images", home["region"], **where)
+        if isinstance(answer, str):
+            yield failed(name, f"{image}: {answer}", "push the image, or correct its name")
+        else:
+            yield ok(name, f"{image} is in the registry")
 
 
 def _needed_codes(subject: Subject) -> list[str]:
@@ -100,7 +104,7 @@ def _needed_codes(subject: Subject) -> list[str]:
     return needed + (["L-DB2E81BA"] if any(name.startswith("g") for name in types) else [])
 
 
-def _no_aws(subject: Subject) -> str:
+def why_no_aws(subject: Subject) -> str:
     """Why AWS cannot be asked; empty when it can."""
     endpoint = subject.environment.get("AWS_ENDPOINT_URL", "")
     if (urlsplit(endpoint).hostname or "").endswith(".runpod.io"):
@@ -110,13 +114,14 @@ def _no_aws(subject: Subject) -> str:
     return "" if boto3.Session().get_credentials() else "there are no AWS credentials"
 
 
-def _ask(
+def ask_aws(
     subject: Subject, service: str, action: str, region: str | None = None, **arguments: Any
 ) -> dict[str, Any] | str:
     """The answer of AWS, or the sentence in which it was refused."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
     region = region or subject.rooms.get("region") or boto3.Session().region_name or "us-east-1"
     config = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 2})
@@ -128,7 +133,7 @@ def _ask(
         return (
             f"{said.get('Code', 'refused')} ({' '.join(str(said.get('Message') or 'no reason given').split())[:200]})"
         )
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:
         return " ".join(str(error).split())[:200]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes.catalog import BaseModelFacts, Catalog
+from recipes.catalog import BaseModelFacts, Catalog, Offer
 from recipes.preparation import OfferPlan, TrainingSetReport
 from recipes.recipe import Recipe
 from scripts.plan.workload import NOMINAL_CONVERSATIONS, Workload
@@ -104,8 +104,20 @@ def _about_the_choice(recipe: Recipe, chosen: OfferPlan, catalog: Catalog) -> li
             f"{offer.gpu} GPUs talk over PCIe: most of each step is spent moving weights. NVLink GPUs cost more "
             "per hour and often less per run."
         )
+    if offer.backend == "sagemaker" and (plain := _on_ec2(offer, catalog)) is not None:
+        share = offer.usd_per_hour / plain.usd_per_hour - 1
+        notes.append(
+            f"SageMaker asks {share:.0%} more than EC2 for the same machine: ${offer.usd_per_hour:.2f} an hour, not "
+            f"${plain.usd_per_hour:.2f}. It starts and ends machines for that."
+        )
     if gpu.device == "cuda":
         notes.append(
             "Hours and dollars are arithmetic, not measurements; the run stops at its limits whatever they are."
         )
     return notes
+
+
+def _on_ec2(offer: Offer, catalog: Catalog) -> Offer | None:
+    """The same machine rented from EC2 itself."""
+    kind = offer.provider_type.removeprefix("ml.")
+    return next((o for o in catalog.offers.values() if o.backend == "ec2" and o.provider_type == kind), None)

@@ -1,0 +1,148 @@
+"""Checks of SageMaker before a job asks for it: its role, its bucket, its image, the quotas of its types, their region.
+
+Each bad finding is one sentence with the next step; nothing is started, and nothing costs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from recipes.catalog import load_catalog
+from scripts.doctor.aws_checks import SIGN_IN, ask_aws, check_in_registry, why_no_aws
+from scripts.doctor.finding import Finding, Subject, failed, not_checked, ok
+
+_NO_ROOM = "name an applied AWS root with a SageMaker room, such as infra/live/prod/aws"
+_APPLY = "apply the AWS room again: the role's policies are Terraform's"
+_ON_ANYTHING = ("ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", "logs:PutLogEvents")
+_IN_THE_BUCKET = ("s3:GetObject", "s3:PutObject")
+_QUOTA_PAGES = 40
+_KNOWN_CODES = {"ml.p5.48xlarge for training job usage": "L-82E1C851"}
+
+
+def check_sagemaker(subject: Subject) -> Iterator[Finding]:
+    """All of it, where a room with SageMaker was applied and AWS can be asked."""
+    if not subject.rooms.get("sagemaker_role_arn"):
+        yield not_checked("SageMaker", "no applied AWS room with SageMaker was given", _NO_ROOM)
+    elif why := why_no_aws(subject):
+        yield not_checked("SageMaker", why, SIGN_IN)
+    else:
+        for check in (_role, _place, _image, _types):
+            yield from check(subject)
+
+
+def _role(subject: Subject) -> Iterator[Finding]:
+    """The execution role exists and may do what a job does, as AWS itself judges its policies."""
+    name, role = "SageMaker role", str(subject.rooms.get("sagemaker_role_arn") or "")
+    bucket = _bucket(subject)
+    wanted = [(list(_ON_ANYTHING), "*")]
+    wanted += [(list(_IN_THE_BUCKET), f"arn:aws:s3:::{bucket}/*")] if bucket else []
+    denied: list[str] = []
+    for actions, resource in wanted:
+        given: dict[str, Any] = {"PolicySourceArn": role, "ActionNames": actions, "ResourceArns": [resource]}
+        answer = ask_aws(subject, "iam", "simulate_principal_policy", **given)
+        if isinstance(answer, str):
+            yield _unsimulated(subject, name, role, answer)
+            return
+        denied += [r["EvalActionName"] for r in answer["EvaluationResults"] if r["EvalDecision"] != "allowed"]
+    if denied:
+        yield failed(name, f"{role} may not {', '.join(denied)}", _APPLY)
+    else:
+        yield ok(name, f"{role} may do what a job does")
+
+
+def _place(subject: Subject) -> Iterator[Finding]:
+    """The store's bucket is in the region and account of the jobs; SageMaker reads channels from nowhere else."""
+    name, bucket = "SageMaker bucket", _bucket(subject)
+    if not bucket:
+        yield not_checked(name, "the store is no bucket", "set LORRY_STORE to s3://bucket/prefix")
+        return
+    account = str(subject.rooms["sagemaker_role_arn"]).split(":")[4]
+    answer = ask_aws(subject, "s3", "head_bucket", Bucket=bucket, ExpectedBucketOwner=account)
+    if isinstance(answer, str) and ("403" in answer or "AccessDenied" in answer):
+        step = f"use a bucket of account {account}, or let its role in; training sets of others need a copy"
+        yield failed(name, f"{bucket} belongs to another account, or this key may not see it", step)
+    elif isinstance(answer, str) and not ("301" in answer or "400" in answer):
+        yield failed(name, f"{bucket}: {answer}", "create it, or correct LORRY_STORE")
+    else:
+        yield _in_region(subject, name, bucket)
+
+
+def _image(subject: Subject) -> Iterator[Finding]:
+    """LORRY_IMAGE is in ECR of the jobs' region, by digest, and there."""
+    region = str(subject.rooms.get("region") or "")
+    yield from check_in_registry(subject, "SageMaker image", subject.environment.get("LORRY_IMAGE", ""), region)
+
+
+def _types(subject: Subject) -> Iterator[Finding]:
+    """Each type that we plan with is offered in the region, and has a quota above 0, where AWS says so."""
+    types = sorted({o.provider_type for o in load_catalog().offers.values() if o.backend == "sagemaker"})
+    region = str(subject.rooms.get("region") or "this region")
+    plain = [kind.removeprefix("ml.") for kind in types]  # SageMaker lists none, and has what EC2 has
+    filters = [{"Name": "instance-type", "Values": plain}]
+    answer = ask_aws(subject, "ec2", "describe_instance_type_offerings", Filters=filters)
+    if isinstance(answer, str):
+        yield not_checked("SageMaker types", answer, "look in the price list of SageMaker for the region")
+        offered = types
+    else:
+        offered = sorted(f"ml.{row['InstanceType']}" for row in answer["InstanceTypeOfferings"])
+        missing = [kind for kind in types if kind not in offered]
+        said = f"{region} offers {', '.join(offered) or 'none of ours'}"
+        if offered:
+            yield ok("SageMaker types", said + (f"; not {', '.join(missing)}" if missing else ""))
+        else:
+            yield failed("SageMaker types", said, "take another region for the AWS room")
+    yield _quotas(subject, offered)
+
+
+def _quotas(subject: Subject, types: list[str]) -> Finding:
+    """One line for all types. The code of a quota is in the list that AWS gives; the service has thousands."""
+    kind = "spot training job" if subject.environment.get("LORRY_SAGEMAKER_SPOT") == "yes" else "training job"
+    wanted = {f"{one} for {kind} usage": one for one in types}
+    found: dict[str, tuple[str, float]] = {}
+    page: dict[str, Any] = {"ServiceCode": "sagemaker", "MaxResults": 100}
+    for _ in range(_QUOTA_PAGES):
+        answer = ask_aws(subject, "service-quotas", "list_service_quotas", **page)
+        if isinstance(answer, str):
+            step = f"look in the console of Service Quotas, SageMaker, for '{next(iter(wanted), kind)}'"
+            return not_checked("SageMaker quotas", answer, step)
+        for row in answer["Quotas"]:
+            if row["QuotaName"] in wanted:
+                found[row["QuotaName"]] = (row["QuotaCode"], float(row["Value"]))
+        if not answer.get("NextToken"):
+            break
+        page["NextToken"] = answer["NextToken"]
+    granted = [f"{value:g} x {wanted[name]}" for name, (_, value) in sorted(found.items()) if value > 0]
+    codes = {name: code for name, (code, _) in found.items()} or _KNOWN_CODES
+    asked = ", ".join(f"{code} ({name})" for name, code in sorted(codes.items()))
+    if not granted:
+        return failed("SageMaker quotas", f"0 machines of each type for a {kind}", f"ask for {asked}; it takes days")
+    return ok("SageMaker quotas", ", ".join(granted))
+
+
+def _unsimulated(subject: Subject, name: str, role: str, answer: str) -> Finding:
+    """AWS did not judge the role: it is not there, or this key may not ask."""
+    if "NoSuchEntity" in answer:
+        return failed(name, f"there is no role {role}", "apply the AWS room, or correct LORRY_SAGEMAKER_ROLE")
+    known = ask_aws(subject, "iam", "get_role", RoleName=role.rpartition("/")[2])
+    if isinstance(known, str) and "NoSuchEntity" in known:
+        return failed(name, f"there is no role {role}", "apply the AWS room, or correct LORRY_SAGEMAKER_ROLE")
+    return not_checked(name, answer, "ask with a key that has iam:SimulatePrincipalPolicy")
+
+
+def _in_region(subject: Subject, name: str, bucket: str) -> Finding:
+    region = str(subject.rooms.get("region") or "us-east-1")
+    answer = ask_aws(subject, "s3", "get_bucket_location", Bucket=bucket)
+    if isinstance(answer, str):
+        return not_checked(name, answer, "give this key s3:GetBucketLocation")
+    home = str(answer.get("LocationConstraint") or "us-east-1")
+    if home != region:
+        step = "keep the store in the region of the AWS room: SageMaker reads no other"
+        return failed(name, f"{bucket} is in {home}, the jobs run in {region}", step)
+    return ok(name, f"{bucket} is in {region}, in the account of the jobs")
+
+
+def _bucket(subject: Subject) -> str:
+    url = subject.store if subject.store.startswith("s3://") else str(subject.rooms.get("store_url") or "")
+    return urlsplit(url).netloc if url.startswith("s3://") else ""
