@@ -93,6 +93,11 @@ class Visit:
         return (self.request.client_job_id if self.request else None) or self.files.job_id
 
     @property
+    def was_taken(self) -> bool:
+        """Whether the provider took its machine back: the job goes on elsewhere, from its newest checkpoint."""
+        return self.state.state == "lost" and self.seen is not None and self.seen.was_taken
+
+    @property
     def has_no_machine(self) -> bool:
         """Whether nothing of this job can cost anything any more."""
         asked = self.files.submission is not None and self.files.submission.handle
@@ -202,20 +207,23 @@ def _end_what_outstays(visit: Visit, hands: Hands) -> list[str]:
 
 
 def _launch_again(visit: Visit, hands: Hands) -> list[str]:
-    """Asks for the machine that a launch did not get, or finds the one it got but could not write down."""
+    """Asks for the machine that a launch did not get or write down, and for another where one was taken back."""
     waited, spec = _waits_for_a_machine(visit), visit.files.launch
-    if waited is None or spec is None or waited <= RELAUNCH_SECONDS:
+    is_due = visit.was_taken or (waited is not None and waited > RELAUNCH_SECONDS)
+    if spec is None or not is_due or overdue(visit.files, visit.seen, visit.now):
         return []
     asked = visit.files.submission
     since = asked.submitted_at if asked else visit.now  # a machine that was found has cost since the first request
     launch(visit.room.store, spec, None, Path(), hands.backend(spec.backend), since)  # its data is in the store
     record(visit.room.store, "launch", spec.job_id, who="lorry (tick)", now=visit.now, note="again")
-    return ["launched again"]
+    return ["launched again: its machine was taken back" if visit.was_taken else "launched again"]
 
 
 def _tell(visit: Visit, hands: Hands) -> list[str]:
     """Tells the client how the job goes, or how it ended."""
     ears, state = visit.room.ears, visit.state
+    if visit.was_taken:
+        return []
     if visit.outcome is None:
         return ears.hear_progress(visit.client_id, visit.files) if state.state == "running" else []
     end = End(visit.files, visit.client_id, visit.outcome, state.sentence, state.spent_usd)
@@ -227,7 +235,7 @@ def _settle(visit: Visit, hands: Hands) -> list[str]:
 
     A job that was lost may be launched again, so it is never marked.
     """
-    if visit.outcome is None or not visit.has_no_machine:
+    if visit.outcome is None or visit.was_taken or not visit.has_no_machine:
         return []
     store, job_id = visit.room.store, visit.files.job_id
     settlement = settle(store, visit.files, visit.state, hands.bill, visit.now)

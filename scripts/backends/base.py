@@ -14,6 +14,7 @@ from recipes.recipe import BackendName
 
 if TYPE_CHECKING:
     from scripts.cost import Charges
+    from scripts.forgotten import Forgotten
     from scripts.job_folder import JobFiles
     from scripts.store import Store
 
@@ -98,6 +99,14 @@ class KeepsLogs(Protocol):
 
     def logs(self, handle: Handle) -> Iterator[str]:
         """The lines so far, oldest first. Raises ProviderError."""
+
+
+@runtime_checkable
+class LeavesThings(Protocol):
+    """A backend that may leave behind what costs money although nothing runs in it."""
+
+    def forgotten(self) -> list[Forgotten]:
+        """What of ours a person should look at. Raises ProviderError."""
 
 
 @runtime_checkable

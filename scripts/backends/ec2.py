@@ -19,7 +19,7 @@ from scripts.backends.claims import ask_once
 from scripts.backends.ec2_api import COSTS, Ec2Api
 from scripts.backends.ec2_charges import lifetimes
 from scripts.backends.ec2_claims import InstanceClaim, InstanceClaims, ids_of
-from scripts.backends.ec2_fleet import Group, group_of, groups_of, phase_of, reason_of
+from scripts.backends.ec2_fleet import Group, forgotten_at_ec2, group_of, groups_of, phase_of, reason_of
 from scripts.backends.ec2_places import Place, choose_places
 from scripts.backends.ec2_request import (
     Ec2Settings,
@@ -33,6 +33,7 @@ from scripts.backends.ec2_request import (
 from scripts.backends.suitable import suitable
 from scripts.cost import Charges, read_settlement
 from scripts.errors import LorryError, Problem, ProviderError
+from scripts.forgotten import Forgotten
 from scripts.job_folder import JobFiles
 from scripts.job_session import job_session
 from scripts.job_token import KEYS_SECONDS, machine_token
@@ -134,9 +135,9 @@ class Ec2Backend:
         known = read_settlement(store, files.job_id)
         return lifetimes(claims, self._ec2.known(ids_of(claims)), known.machines if known else {}, files, self._now())
 
-    def volumes(self) -> list[Json]:
-        """Every disk that carries our mark, in use or not, as DescribeVolumes shows it."""
-        return self._ec2.volumes("lorry_job")
+    def forgotten(self) -> list[Forgotten]:
+        """Disks of ours that no machine uses, and machines of our template that carry no job: reported, never ended."""
+        return forgotten_at_ec2(self._ec2.with_tag("lorry"), self._ec2.volumes("lorry"))
 
     @cached_property
     def _settings(self) -> Ec2Settings:

@@ -14,11 +14,14 @@ from typing import Any
 from recipes.catalog import load_catalog
 from recipes.job import JOB_ID
 from scripts.backends.base import Owned, Phase, machine_name
+from scripts.forgotten import MONTH_HOURS, Forgotten
 
 Row = Mapping[str, Any]
 ALIVE = ("pending", "running")
 _PHASES: dict[str, Phase] = {"pending": "waiting", "running": "running"}
 _TAKEN = ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown", "Server.InternalError")
+DISK_USD_PER_GB = 0.08
+"EBS gp3 by the month, us-east-1; AWS EBS pricing page, read 2026-11."
 _ENDED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) GMT\)")
 
 
@@ -109,6 +112,23 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
     for row in rows:
         found.setdefault(str(row["ReservationId"]), []).append(row)
     return [Group(tuple(sorted(some, key=_order))) for some in found.values()]
+
+
+def forgotten_at_ec2(rows: Sequence[Row], volumes: Sequence[Row]) -> list[Forgotten]:
+    """Machines and disks with the tag of our rooms that nothing of ours uses.
+
+    rows: machines that cost. volumes: rows of DescribeVolumes. Both carry the tag `lorry` of the launch template.
+    """
+    found = []
+    for group in groups_of(rows):
+        if not group.is_marked:
+            name, month = f"machine {', '.join(group.ids)}", group.usd_per_hour * len(group.rows) * MONTH_HOURS
+            found.append(Forgotten(name, "it is of our template, but carries no job and no deadline of ours", month))
+    for volume in volumes:
+        if volume["State"] == "available":
+            said = f"{volume['Size']} GB that no machine uses"
+            found.append(Forgotten(f"disk {volume['VolumeId']}", said, volume["Size"] * DISK_USD_PER_GB))
+    return found
 
 
 def phase_of(rows: Sequence[Row], nodes: int) -> Phase:

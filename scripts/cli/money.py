@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from recipes.recipe import BackendName
-from scripts.backends.base import Backend
+from scripts.backends.base import Backend, LeavesThings
 from scripts.cli.command import Command, add_json
 from scripts.errors import NotFound, Problem, ProviderError
 from scripts.job_folder import job_ids, read_job
@@ -55,7 +55,9 @@ def _reap(arguments: argparse.Namespace, settings: Settings) -> int:
     environment = {**os.environ, "LORRY_STORE": settings.store}
     backends: dict[BackendName, Backend] = {name: open_backend(name, environment) for name in rented(environment)}
     machines = look(backends, open_store, lambda store: is_within(settings.store, store))
-    world = World(tuple(machines), _forgotten({str(m.owned.handle.get("pod")) for m in machines}))
+    left = [one for backend in backends.values() if isinstance(backend, LeavesThings) for one in backend.forgotten()]
+    pods = _forgotten({str(m.owned.handle.get("pod")) for m in machines})
+    world = World(tuple(machines), (*pods, *left))
     decisions = judge(world, now)
     reaped = reap(decisions, backends, open_store, now) if arguments.yes else []
     troubles = {one.name: one.trouble for one in reaped if one.trouble}

@@ -69,6 +69,7 @@ class Account:
     on_start: Callable[[Machine], None] | None = None
     machines: dict[str, Machine] = field(default_factory=dict)
     tokens: dict[str, list[str]] = field(default_factory=dict)
+    volumes: list[Json] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     log: list[tuple[str, Json]] = field(default_factory=list)
     offered: dict[str, tuple[str, ...]] = field(
@@ -152,7 +153,8 @@ class Account:
             usd = self.spot_usd[kind, zone]
             if usd > float(market["SpotOptions"]["MaxPrice"]):
                 return "SpotMaxPriceTooLow"
-        tags = next(s["Tags"] for s in given["TagSpecifications"] if s["ResourceType"] == "instance")
+        asked = next(s["Tags"] for s in given["TagSpecifications"] if s["ResourceType"] == "instance")
+        tags = [*asked, {"Key": "lorry", "Value": "lorry-dev"}]  # the last one stands in the launch template
         reservation = f"r-{self._numbers.getrandbits(64):016x}"
         ids = []
         for index in range(given["MinCount"]):
@@ -229,7 +231,7 @@ class Account:
         return {"SpotPlacementScores": [{"AvailabilityZoneId": z, "Score": s} for z, s in self.scores.items()]}
 
     def do_describe_volumes(self, given: Json) -> Json:
-        return {"Volumes": []}
+        return {"Volumes": self.volumes}
 
     def do_get_console_output(self, given: Json) -> Json:
         return {"InstanceId": given["InstanceId"], "Output": "aGVsbG8KZnJvbSBhIG1hY2hpbmUK"}
