@@ -17,8 +17,8 @@ from scripts.backends.aws import AwsError, ask, aws_client
 from scripts.backends.base import Handle, LiveOffer, Observation, Owned, machine_name
 from scripts.backends.claims import ask_once
 from scripts.backends.ec2_api import COSTS, Ec2Api
-from scripts.backends.ec2_charges import lifetimes
-from scripts.backends.ec2_claims import InstanceClaim, InstanceClaims, ids_of
+from scripts.backends.ec2_charges import costs_of_ended, lifetimes
+from scripts.backends.ec2_claims import InstanceClaim, InstanceClaims
 from scripts.backends.ec2_fleet import Group, forgotten_at_ec2, group_of, groups_of, phase_of, reason_of
 from scripts.backends.ec2_places import Place, choose_places
 from scripts.backends.ec2_request import (
@@ -131,9 +131,9 @@ class Ec2Backend:
 
         EC2 forgets a machine an hour after its end: what was settled until then is kept.
         """
-        claims = InstanceClaims(store, files.job_id, self._now).all()
-        known = read_settlement(store, files.job_id)
-        return lifetimes(claims, self._ec2.known(ids_of(claims)), known.machines if known else {}, files, self._now())
+        claims, known = InstanceClaims(store, files.job_id, self._now), read_settlement(store, files.job_id)
+        rows = self._rows_of(store.url, files.job_id)
+        return lifetimes(claims.all(), rows, known.machines if known else {}, files, self._now())
 
     def forgotten(self) -> list[Forgotten]:
         """Disks of ours that no machine uses, and machines of our template that carry no job: reported, never ended."""
@@ -153,6 +153,7 @@ class Ec2Backend:
     def _ask(self, spec: LaunchSpec, request: Mapping[str, Any], claims: InstanceClaims, claim: InstanceClaim) -> Json:
         """Goes through the places; whatever comes of it stands in the claim."""
         try:
+            claims.note_costs(costs_of_ended(self._rows_of(spec.store, spec.job_id)))
             deadline = int(self._now()) + spec.deadline_seconds
             keys = self._keys(spec, deadline)  # before anything is rented
             failures: list[AwsError] = []
@@ -164,7 +165,7 @@ class Ec2Backend:
                         raise
                     failures.append(error)
                     continue
-                self._hand_over(spec, group, keys)
+                self._hand_over(spec, claims, group, keys)
                 return self._known(spec, claims, claim, self._only_group(spec, claims) or group, handed=True)
             raise _all_refused(failures)
         except LorryError as error:
@@ -193,7 +194,7 @@ class Ec2Backend:
             self._sleep(_PAUSES[tries])
         raise AssertionError("the last try returns or raises")
 
-    def _hand_over(self, spec: LaunchSpec, group: Group, keys: Mapping[str, str]) -> None:
+    def _hand_over(self, spec: LaunchSpec, claims: InstanceClaims, group: Group, keys: Mapping[str, str]) -> None:
         """Writes each machine's launch file, which it waits for ten minutes. Machines without one are ended."""
         bucket = self._bucket(spec)
         for node, row in enumerate(group.rows):
@@ -202,6 +203,7 @@ class Ec2Backend:
             try:
                 ask(self._of("s3"), "put_object", Bucket=bucket, Key=key, Body=text.encode())
             except AwsError:
+                claims.note_doubles(group.ids)
                 self._ec2.end(group.ids)
                 raise
 
@@ -224,7 +226,9 @@ class Ec2Backend:
     ) -> Json:
         """The handle of machines, with the claim they came from completed."""
         if claim is not None and claim.instances != tuple(group.ids) and not handed:
-            self._hand_over(spec, group, self._keys(spec, group.deadline))  # its launcher may have died before that
+            self._hand_over(
+                spec, claims, group, self._keys(spec, group.deadline)
+            )  # its launcher may have died before that
         about = {"instance_type": group.instance_type, "zone": group.zone, "created_at": group.created_at}
         if claim is not None:
             each = group.usd_per_hour
@@ -250,6 +254,11 @@ class Ec2Backend:
             claims.note_doubles(doubles)
             self._ec2.end(doubles)
         return kept
+
+    def _rows_of(self, store: str, job_id: str) -> list[Json]:
+        """Every machine of the job that EC2 still knows."""
+        rows = self._ec2.with_tag("lorry_job", job_id, ended=True)
+        return [row for row in rows if Group((row,)).store == store]
 
     def _places(self, spec: LaunchSpec) -> list[Place]:
         catalog = load_catalog()

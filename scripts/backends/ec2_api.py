@@ -31,10 +31,11 @@ class Ec2Api:
         """The reservation with its machines. Asked again with one client token, it is the same."""
         return ask(self._client, "run_instances", **request)
 
-    def with_tag(self, key: str, value: str = "") -> list[Json]:
-        """Machines that may still cost something and carry this tag, whatever its value where none is given."""
+    def with_tag(self, key: str, value: str = "", *, ended: bool = False) -> list[Json]:
+        """Machines that may still cost something, or have ended too, and carry this tag, whatever its value if none."""
         tag = {"Name": f"tag:{key}", "Values": [value]} if value else {"Name": "tag-key", "Values": [key]}
-        return self._rows([tag, {"Name": "instance-state-name", "Values": list(COSTS)}])
+        states = [] if ended else [{"Name": "instance-state-name", "Values": list(COSTS)}]
+        return self._rows([tag, *states])
 
     def known(self, ids: Sequence[str]) -> list[Json]:
         """These machines, ended ones too; those that EC2 knows no more are left out: it forgets in an hour."""

@@ -25,29 +25,38 @@ def lifetimes(
     """USD by machine; closed when all of them have ended. None for a job that never got one.
 
     rows: what EC2 still knows of them. settled: what an earlier settlement said of those that it knows no more; without
-    one, such a machine counts until the job's last word.
+    one, such a machine counts as its claim noted, or until the job's last word.
     """
-    ids, usd, is_closed = ids_of(claims), {}, True
-    if not ids:
-        return None
     shown = {str(row["InstanceId"]): row for row in rows}
+    ids, is_closed = list(dict.fromkeys([*ids_of(claims), *shown])), True
+    usd: dict[str, float] = {}
     for instance in ids:
         row = shown.get(instance)
         if row is None:
-            usd[instance] = settled.get(instance, _until_the_last_word(instance, claims, files))
+            usd[instance] = settled.get(instance, _by_the_claim(instance, claims, files))
             continue
-        is_alive = str(row["State"]["Name"]) in ALIVE
-        is_closed = is_closed and not is_alive
-        end = ended_at(row) or (now if is_alive else _last_word(files) or now)
-        usd[instance] = round(max(0.0, end - started_at(row)) / HOUR * Group((row,)).usd_per_hour, 6)
-    return Charges(usd, "lifetime", is_closed)
+        is_closed = is_closed and str(row["State"]["Name"]) not in ALIVE
+        usd[instance] = _cost(row, _last_word(files) or now, now)
+    return Charges(usd, "lifetime", is_closed) if ids else None
 
 
-def _until_the_last_word(instance: str, claims: Sequence[InstanceClaim], files: JobFiles) -> float:
-    claim = next((claim for claim in claims if instance in claim.instances), None)
+def costs_of_ended(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """USD of each machine of which EC2 says when it ended."""
+    return {str(row["InstanceId"]): _cost(row, at, at) for row in rows if (at := ended_at(row)) is not None}
+
+
+def _cost(row: Mapping[str, Any], last_word: float, now: float) -> float:
+    """Until its end; of one that ended without a stamp, until the job's last word."""
+    is_alive = str(row["State"]["Name"]) in ALIVE
+    end = ended_at(row) or (now if is_alive else last_word)
+    return round(max(0.0, end - started_at(row)) / HOUR * Group((row,)).usd_per_hour, 6)
+
+
+def _by_the_claim(instance: str, claims: Sequence[InstanceClaim], files: JobFiles) -> float:
+    claim = next((claim for claim in claims if instance in (*claim.instances, *claim.doubles)), None)
     last = _last_word(files)
-    if claim is None or last is None:
-        return 0.0
+    if claim is None or last is None or instance in claim.usd:
+        return claim.usd.get(instance, 0.0) if claim else 0.0
     return round(max(0.0, last - claim.created_at) / HOUR * claim.usd_per_hour, 6)
 
 

@@ -6,7 +6,9 @@ claims = InstanceClaims(store, "job-1", time.time); claims.instances()     # the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
 
 from scripts.backends.claims import Claim, Claims
 from scripts.backends.ec2_places import Place
@@ -23,6 +25,9 @@ class InstanceClaim(Claim):
     created_at: float = 0.0
     doubles: tuple[str, ...] = ()
     "Machines of this job that were met beside those that were kept, and ended."
+
+    usd: dict[str, float] = Field(default_factory=dict)
+    "What each did cost that has ended: noted before the next is asked for, since EC2 forgets in an hour."
 
     @property
     def machine(self) -> str | None:
@@ -42,6 +47,14 @@ class InstanceClaims(Claims[InstanceClaim]):
     def instances(self) -> list[str]:
         """The id of every machine the job ever had."""
         return ids_of(self.all())
+
+    def note_costs(self, usd: Mapping[str, float]) -> None:
+        """Remembers what machines did cost that have ended, also those that no claim names yet."""
+        self.note_doubles(list(usd))
+        for claim in self.all():
+            mine = {one: cost for one, cost in usd.items() if one in (*claim.instances, *claim.doubles)}
+            if not mine.keys() <= claim.usd.keys():
+                self.write(claim, usd={**claim.usd, **mine})
 
     def note_doubles(self, instances: list[str]) -> None:
         """Remembers machines of the job that cost beside those that were kept."""

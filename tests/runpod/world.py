@@ -15,6 +15,7 @@ from typing import Any
 
 from recipes.job import Attempt, ContainerState, Proof, Record, Result, Status
 from scripts.adapter import MANIFEST, verify_adapter, write_manifest
+from scripts.backends.base import Backend
 from scripts.backends.runpod_pod import RunpodPodBackend
 from scripts.backends.runpod_pod_claims import PodClaims
 from scripts.errors import LorryError, ProviderError, Refused
@@ -315,13 +316,16 @@ class World:
         alive = [pod["id"] for pod in pods if pod["life"][0] in ("PROVISIONING", "STARTING", "RUNNING")]
         if len(alive) > 1:
             self.found.append(f"{len(alive)} Pods at once")
+        self.look_at_the_adapter()
+
+    def look_at_the_adapter(self) -> None:
         if self.store.read(f"job-1/adapter/{MANIFEST}") is not None:
             try:
                 verify_adapter(self.store.root / "job-1" / "adapter")
             except LorryError as error:
                 self.found.append(f"a manifest before the adapter was whole: {error}")
 
-    def launcher(self) -> RunpodPodBackend:
+    def launcher(self) -> Backend:
         """A launcher's process; it may be one of those that die."""
         environment = {
             "RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": self.runpod.url, "LORRY_IMAGE": IMAGE,
@@ -353,7 +357,7 @@ class World:
         self.settle(ended)
         return ended
 
-    def watch(self, backend: RunpodPodBackend) -> JobState:
+    def watch(self, backend: Backend) -> JobState:
         def sleep(seconds: float) -> None:
             self.pass_time(seconds)
             due = self.script.user_stops_at
@@ -364,17 +368,16 @@ class World:
 
     def settle(self, ended: str) -> None:
         """What must hold at the end, when the reaper too has been by after the deadline."""
-        self.runpod.faults.clear()
+        backend = self.calm()
         self.pass_time(120.0)
-        backend = RunpodPodBackend({"RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": self.runpod.url})
         if backend.owned():
             self.pass_time(self.script.deadline_seconds)
             for owned in backend.owned():
                 if self.clock.now() > owned.handle["deadline"]:
                     backend.stop(owned.handle)
             self.pass_time(TICK_SECONDS)
-        if self.runpod.account.held["pods"]:
-            self.found.append("a Pod is left")
+        if self.machines_left():
+            self.found.append("a machine is left")
         files = read_job(self.store, "job-1")
         if ended not in ("completed", "failed", "cancelled", "refused"):
             self.found.append(f"it ended as {ended}")
@@ -387,6 +390,14 @@ class World:
         if job_state(files, None, self.clock.now()).state in ("completed", "failed") and self.broke_ledger():
             self.found.append("the ledger is not the bill")
         self.found += [f"a secret in {where}" for where in self.leaks()]
+
+    def calm(self) -> Backend:
+        """The provider without faults, and a backend for it."""
+        self.runpod.faults.clear()
+        return RunpodPodBackend({"RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": self.runpod.url})
+
+    def machines_left(self) -> bool:
+        return bool(self.runpod.account.held["pods"])
 
     def broke_ledger(self) -> bool:
         """Whether the Pods that the job knows of do not make up the whole bill."""
