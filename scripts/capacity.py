@@ -1,4 +1,4 @@
-"""Capacity Blocks: GPUs of AWS booked for fixed days, paid in full at once. Shown to anybody, bought by typed words only.
+"""Capacity Blocks: GPUs of AWS booked for fixed days, paid in full at once. Bought by typed words only.
 
 blocks = find_blocks(client, "p5.48xlarge", nodes=2, hours=48); reservation = buy(client, blocks[0], typed)
 
