@@ -17,16 +17,6 @@ from typing import Any
 from scripts.errors import Conflict, NotFound, Problem
 from scripts.store import disk_errors, unfinished
 
-LAUNCHER = {  # for whoever launches on AWS
-    "LORRY_TRAINER_ROLE": "trainer_role_arn",
-    "LORRY_SESSION_POLICY": "trainer_session_policy",
-    "LORRY_EC2_TEMPLATE": "ec2_launch_template_id",
-    "LORRY_EC2_ROLE_ID": "ec2_machine_role_id",
-    "LORRY_EC2_SUBNETS": "ec2_subnet_ids",
-    "LORRY_EC2_GROUP": "ec2_security_group_id",
-    "LORRY_EC2_PLACEMENT_GROUP": "ec2_placement_group",
-    "LORRY_EC2_MAX_HOURS": "ec2_max_hours",
-}
 _DIRECT = {  # setting -> field of the rooms
     "LORRY_STORE": "store_url",
     "LORRY_STORE_REGION": "region",
@@ -34,7 +24,20 @@ _DIRECT = {  # setting -> field of the rooms
     "RUNPOD_VOLUME_ID": "volume_id",
     "RUNPOD_TRAINING_ENDPOINT_ID": "training_endpoint_id",
     "RUNPOD_SERVING_ENDPOINT_ID": "serving_endpoint_id",
-    **LAUNCHER,
+    # for whoever launches on AWS
+    "LORRY_TRAINER_ROLE": "trainer_role_arn",
+    "LORRY_SESSION_POLICY": "trainer_session_policy",
+    "LORRY_KMS_KEY": "kms_key_arn",
+    "LORRY_SAGEMAKER_ROLE": "sagemaker_role_arn",
+    "LORRY_SAGEMAKER_PREFIX": "sagemaker_job_name_prefix",
+    "LORRY_SAGEMAKER_SUBNETS": "sagemaker_subnets",
+    "LORRY_SAGEMAKER_SECURITY_GROUPS": "sagemaker_security_groups",
+    "LORRY_EC2_TEMPLATE": "ec2_launch_template_id",
+    "LORRY_EC2_ROLE_ID": "ec2_machine_role_id",
+    "LORRY_EC2_SUBNETS": "ec2_subnet_ids",
+    "LORRY_EC2_GROUP": "ec2_security_group_id",
+    "LORRY_EC2_PLACEMENT_GROUP": "ec2_placement_group",
+    "LORRY_EC2_MAX_HOURS": "ec2_max_hours",
 }
 _BARE = re.compile(r"[A-Za-z0-9_./:@+-]+")
 _FRONT_DOOR_PATH = "/v2/lorry"  # the web app takes the last part of its URL for an endpoint id
@@ -53,14 +56,21 @@ def web_settings(rooms: Mapping[str, Any], inference: Mapping[str, str] | None =
 
     inference: what scripts.serving.history.inference_settings says of the store.
     """
+    inside = rooms.get("sagemaker_vpc_config") or {}
+    rooms = {
+        **rooms,
+        "sagemaker_subnets": inside.get("Subnets"),
+        "sagemaker_security_groups": inside.get("SecurityGroupIds"),
+    }
     settings: dict[str, str] = {}
+    secrets: dict[str, str] = {}
     if rooms.get("gateway_url"):
         settings["GPU_CLUSTER_API_URL"] = str(rooms["gateway_url"]).rstrip("/") + _FRONT_DOOR_PATH
         secrets = {"GPU_CLUSTER_API_KEY": "the client's key of the front door"}
     elif rooms.get("training_url"):
         settings["GPU_CLUSTER_API_URL"] = str(rooms["training_url"]).rstrip("/")
         secrets = {"GPU_CLUSTER_API_KEY": "a Runpod key that may only call this endpoint"}
-    else:
+    elif not rooms.get("sagemaker_role_arn"):  # with an AWS room alone a front door stands where its owner put it
         want = "name the Runpod root too, such as infra/live/prod/runpod"
         raise NotFound(Problem("env", "these rooms have no front door and no training endpoint", want))
     if rooms.get("serving_openai_url"):

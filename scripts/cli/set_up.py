@@ -102,7 +102,8 @@ def _env(arguments: argparse.Namespace, settings: Settings) -> int:
         print(text, end="")
     else:
         write_once(arguments.out, text)
-        print(f"{arguments.out}: {len(web.settings)} settings; set {', '.join(web.secrets)} yourself")
+        yours = f"; set {', '.join(web.secrets)} yourself" if web.secrets else ""
+        print(f"{arguments.out}: {len(web.settings)} settings{yours}")
     return 0
 
 

@@ -79,6 +79,13 @@ def test_every_file_that_the_prose_names_exists(path: Path) -> None:
         assert (ROOT / name).exists(), f"{path.name}: {name}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_every_variable_that_the_prose_names_is_read_somewhere(path: Path) -> None:
+    code = "\n".join(text_of(p) for room in ("scripts", "trainer", "examples") for p in (ROOT / room).rglob("*.py"))
+    for name in re.findall(r"`(LORRY_[A-Z0-9_]+)`", text_of(path)):
+        assert f'"{name}"' in code, f"{path.name}: {name}"
+
+
 @pytest.mark.parametrize("page", sorted(QUESTIONS))
 def test_every_question_of_a_newcomer_has_a_heading_that_answers_it(page: str) -> None:
     text = text_of(NAMED[page])

@@ -66,6 +66,24 @@ def test_rooms_in_which_nothing_trains_are_named():
         web_settings({"store_url": "s3://b", "region": "us-east-1"})
 
 
+def test_an_aws_room_alone_is_enough_to_launch_there():
+    room = {
+        "sagemaker_role_arn": "arn:aws:iam::123456789012:role/lorry-training",
+        "sagemaker_job_name_prefix": "lorry-dev-",
+        "sagemaker_vpc_config": {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]},
+        "kms_key_arn": "arn:aws:kms:us-east-1:123456789012:key/1",
+        "ec2_launch_template_id": None,
+    }
+    assert web_settings(room).secrets == {}
+    assert web_settings(room).settings == {
+        "LORRY_KMS_KEY": "arn:aws:kms:us-east-1:123456789012:key/1",
+        "LORRY_SAGEMAKER_ROLE": "arn:aws:iam::123456789012:role/lorry-training",
+        "LORRY_SAGEMAKER_PREFIX": "lorry-dev-",
+        "LORRY_SAGEMAKER_SUBNETS": "subnet-1,subnet-2",
+        "LORRY_SAGEMAKER_SECURITY_GROUPS": "sg-1",
+    }
+
+
 def test_a_value_that_a_shell_would_split_is_quoted():
     assert 'RUNPOD_DATACENTER="a b # \\"c\\""\n' in as_dotenv(web_settings(ROOM | {"datacenter": 'a b # "c"'}))
 
