@@ -34,6 +34,12 @@ class BaseFiles:
         self.headers = [Header(path) for path in self._files]
         self._where = {name_in_model(name): (header, name) for header in self.headers for name in header.tensors}
 
+    @property
+    def quantised_by(self) -> str | None:
+        """The method by which the publisher quantised the checkpoint, as its config.json says."""
+        config = json.loads((self.folder / "config.json").read_bytes())
+        return (config.get("quantization_config") or {}).get("quant_method")
+
     def sha256(self) -> str:
         """Names the exact base without reading 160 GB: SHA-256 over config.json, then the sorted
         (tensor name, shape, dtype) of all files, then for each file its size and 16 blocks of 64 KiB spread evenly

@@ -8,17 +8,20 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, FineGrainedFP8Config
 
 from recipes.catalog import Family
 from recipes.job import read_record
+from recipes.recipe import Recipe
 from recipes.staged import STAGED, Kind, StagedModel
 from trainer.base_files import BaseFiles, loading, refuse_incomplete
 from trainer.experts.module import quantise_experts
 from trainer.failures import TrainingStopped, explain
 from trainer.quantised_linear import QuantisedLinear
-from trainer.staged import STORAGES, load_staged, quantised_layers
+from trainer.shards import read_shard
+from trainer.staged import STORAGES, load_staged, quantised_layers, refuse_other_names, staged_files
 
+FP8 = "fp8"
 Quantisation = Literal["int8", "nf4"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 "By a recipe's word for its precision."
@@ -29,12 +32,35 @@ def load_partitioned(files: BaseFiles, family: Family, dtype: Any) -> Any:
 
     HfDeepSpeedConfig must exist and be held by the caller. Raises TrainingStopped.
     """
-    _refuse_other_kind(files, "bf16", "engine zero3 partitions bf16 weights")
-    model = _loaded(files, family, dtype=dtype)
+    if _refuse_other_kind(files, "bf16", "engine zero3 partitions bf16 weights"):
+        model = _partitioned_from_staged(files, family, dtype)
+    else:
+        model = _loaded(files, family, dtype=dtype)
     refuse_unpartitioned(model)
     if family.moe_block:
         refuse_eager(model.config)
     probe_weights(model, files)
+    return model
+
+
+def _partitioned_from_staged(files: BaseFiles, family: Family, dtype: Any) -> Any:
+    """Rank 0 reads every file once, front to back, and hands each tensor to the ranks that hold a share of it."""
+    record, headers = staged_files(files.folder)
+    config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+    experts = {"experts_implementation": "grouped_mm"} if family.moe_block else {}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **experts)
+    named = dict(model.named_parameters())
+    layout = {name: header.empty(name, device="meta") for header in headers.values() for name in header.tensors}
+    refuse_other_names(named, layout, files.folder)
+    for file, header in headers.items():
+        read = read_shard(header, record.files[file].crc32, "cpu") if dist.get_rank() == 0 else None
+        for name in header.in_order():
+            with deepspeed.zero.GatheredParameters([named[name]], modifier_rank=0):
+                if read is not None:
+                    named[name].data.copy_(next(read)[1])
+        if read is not None:
+            next(read, None)  # compares the file's sum
+    model.config.use_cache = False
     return model
 
 
@@ -46,10 +72,36 @@ def load_whole(files: BaseFiles, family: Family, dtype: Any, device: Any, quanti
     """
     if _refuse_other_kind(files, quantize or "bf16", f"the recipe says quantize {quantize or 'null'}"):
         return load_staged(files.folder, dtype, device)[0]
-    model = _loaded(files, family, dtype=dtype, device_map="auto" if device == "auto" else {"": device})
+    where = {"device_map": "auto" if device == "auto" else {"": device}}
+    if files.quantised_by == FP8:
+        where["quantization_config"] = FineGrainedFP8Config(dequantize=True)
+    model = _loaded(files, family, dtype=dtype, **where)
     if quantize:
         quantise_in_memory(model, family, dtype, quantize)
     return model
+
+
+def refuse_quantised(files: BaseFiles, recipe: Recipe) -> None:
+    """Refuses a published checkpoint that is quantised, but for one of FP8 whose experts stay as they are.
+
+    Its weights are decoded as they are loaded, and take the room of the recipe's precision. Raises TrainingStopped.
+    """
+    method = files.quantised_by
+    if method is None:
+        return
+    why = f"{files.folder} is quantised by its publisher ({method})"
+    instead = f"or stage the bf16 checkpoint: `lorry stage {recipe.base.id}`"
+    if method != FP8:
+        raise TrainingStopped("bad_base_model", f"{why}, which is not read here; stage the bf16 checkpoint instead")
+    if "experts" in recipe.adapter.targets:
+        raise TrainingStopped(
+            "bad_base_model",
+            f"{why}, and its experts cannot be trained; take experts out of adapter.targets, {instead}",
+        )
+    if recipe.hardware.engine != "replica" or recipe.hardware.quantize:
+        raise TrainingStopped(
+            "bad_base_model", f"{why}; say engine replica and quantize null, by which it is decoded, {instead}"
+        )
 
 
 def quantise_in_memory(model: Any, family: Family, dtype: Any, quantize: Quantisation) -> None:

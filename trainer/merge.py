@@ -74,7 +74,7 @@ def merge(
     fit it, no_effect when the merged model does not say what the trained one said, disk_full.
     """
     if (base / STAGED).is_file():
-        raise TrainingStopped("bad_base_model", f"{base}: a quantised copy; merge into the model's own files")
+        raise TrainingStopped("bad_base_model", f"{base}: a staged copy; merge into the model's own files")
     files, adapter_sha256 = BaseFiles(base), source.sha256[WEIGHTS]
     if files.sha256() != source.base_sha256:
         raise TrainingStopped("bad_base_model", f"{base}: not the base model the adapter was trained on")

@@ -1,6 +1,6 @@
 """safetensors files read and written front to back: no memory map, no second pass, checksums on the way.
 
-read_shard(path, crc32, place)                                       # each tensor into the memory that `place` gives
+for name, tensor in read_shard(header, crc32, device): ...           # the sum is compared behind the last one
 with ShardWriter(path, layout) as shard: shard.put(name, [tensor])   # in the order of `layout`
 """
 
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -74,19 +74,22 @@ class Header:
         return tensor
 
 
-def read_shard(header: Header, crc32: int, place: Callable[[str, Tensor], Tensor]) -> None:
-    """Reads a whole file once, each tensor into what `place(name, meta tensor)` returns: same shape and dtype, any
-    device. Raises TrainingStopped when the bytes are not those of `crc32`."""
+def read_shard(header: Header, crc32: int, device: Any) -> Iterator[tuple[str, Tensor]]:
+    """Reads a whole file once, front to back: each tensor on `device`, as the bytes lie.
+
+    Raises TrainingStopped behind the last one when the bytes were not those of `crc32`.
+    """
     with header.path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         found = zlib.crc32(file.read(header.start))
         for name in header.in_order():
-            target = place(name, header.empty(name, device="meta"))
-            found = _read_to_cpu(file, target, found) if target.is_cpu else _read_to_gpu(file, target, found)
+            tensor = header.empty(name, device=device)
+            found = _read_to_cpu(file, tensor, found) if tensor.is_cpu else _read_to_gpu(file, tensor, found)
+            yield name, tensor
     if found != crc32:
+        where = header.path.parent.name
         raise TrainingStopped(
-            "bad_base_model",
-            f"{header.path}: its checksum differs from {header.path.parent.name}'s record; stage it again",
+            "bad_base_model", f"{header.path}: its checksum differs from {where}'s record; stage it again"
         )
 
 

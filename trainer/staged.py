@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,15 @@ def load_staged(
     Weights that are not quantised come in `dtype`. Raises TrainingStopped (bad_base_model) before a byte of weights is
     read when record, files and config.json do not say the same, and after a file whose checksum is wrong.
     """
-    record = read_staged(folder)
-    headers = {name: _header(folder, name, record) for name in record.files}
+    record, headers = staged_files(folder)
     model = empty_model(folder, dtype).requires_grad_(False)
     layout = {name: header.empty(name, device="meta") for header in headers.values() for name in header.tensors}
     install_storages(model, layout, dtype)
-    _refuse_other_names(model, layout, folder)
+    refuse_other_names(_filled(model), layout, folder)
     _refuse_other_parameters(model, record, folder)
     for name, header in headers.items():
-        _fill_from(header, record.files[name].crc32, model, device)
+        for tensor_name, tensor in read_shard(header, record.files[name].crc32, device):
+            _set(model, tensor_name, tensor)
         progress(record.files[name].bytes)
     _finish(model, device)
     return model, record
@@ -60,14 +60,17 @@ def empty_model(folder: Path, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def read_staged(folder: Path) -> StagedModel:
-    """The record of a staged folder. Raises TrainingStopped when there is none."""
+def staged_files(folder: Path) -> tuple[StagedModel, dict[str, Header]]:
+    """The record of a staged folder and its files in the order in which they are read, each of the recorded length.
+
+    Raises TrainingStopped.
+    """
     record = read_record(StagedModel, folder / STAGED)
     if record is None:
         raise TrainingStopped(
             "bad_base_model", f"{folder}: no {STAGED}; stage the model with `lorry stage MODEL --quantize int8|nf4`"
         )
-    return record
+    return record, {name: _header(folder, name, record) for name in record.files}
 
 
 def quantised_layers(model: Any, family: Family) -> tuple[list[str], list[str]]:
@@ -144,10 +147,10 @@ def _install(model: Any, place: str, storage: FrozenStack, dtype: torch.dtype) -
     setattr(module, last, QuantisedLinear(storage, old.bias, dtype) if linear else storage)
 
 
-def _refuse_other_names(model: Any, layout: dict[str, Tensor], folder: Path) -> None:
-    """What is neither here nor there is no model: missing weights would stay on the meta device, others be ignored."""
-    wanted = {name: tensor.shape for name, tensor in _filled(model).items()}
-    found = {name: tensor.shape for name, tensor in layout.items()}
+def refuse_other_names(model: Mapping[str, Any], layout: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuses files of which the tensors are not the model's: some would stay without numbers, others be ignored."""
+    wanted = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in model.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in layout.items()}
     if odd := sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)):
         name = odd[0]
         said = f"{name} is {_shape(found.get(name))} in the files and {_shape(wanted.get(name))} in the model"
@@ -171,35 +174,11 @@ def _filled(model: Any) -> dict[str, Tensor]:
     return state | {name: buffers[name] for name in model.state_dict() if name in buffers}
 
 
-def _fill_from(header: Header, crc32: int, model: Any, device: Any) -> None:
-    """Reads one file; a tensor whose dtype is the model's goes straight to its place, others through a copy."""
-    converted: list[tuple[str, Tensor]] = []
-
-    def place(name: str, like: Tensor) -> Tensor:
-        wanted = _get(model, name).dtype
-        target = torch.empty_like(like, device=device)
-        if like.dtype == wanted:
-            _set(model, name, target)
-        else:
-            converted.append((name, target))
-        return target
-
-    read_shard(header, crc32, place)
-    for name, tensor in converted:
-        _set(model, name, tensor.to(_get(model, name).dtype))
-
-
-def _get(model: Any, name: str) -> Tensor:
-    module, _, last = name.rpartition(".")
-    return getattr(model.get_submodule(module), last)
-
-
 def _set(model: Any, name: str, tensor: Tensor) -> None:
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
-    if last in module._parameters:
-        tensor = nn.Parameter(tensor, requires_grad=False)
-    setattr(module, last, tensor)
+    tensor = tensor.to(getattr(module, last).dtype)
+    setattr(module, last, nn.Parameter(tensor, requires_grad=False) if last in module._parameters else tensor)
 
 
 def _finish(model: Any, device: Any) -> None:

@@ -16,6 +16,7 @@ from recipes.job import Proof, read_record, write_record
 from trainer import probe, prove
 from trainer.base_files import BaseFiles, file_sha256
 from trainer.failures import TrainingStopped
+from trainer.merge import job_source, merge
 
 Tensors = dict[str, Any]
 EXPERTS_B = "base_model.model.model.layers.{}.mlp.experts.base_layer.lora_B.weight"
@@ -164,3 +165,12 @@ def test_tolerances_follow_the_precision() -> None:
         prove.refuse_unfaithful("bf16", effect=0.005, error=0.0, base_error=0.0)
     with pytest.raises(TrainingStopped, match="changes nothing"):
         prove.refuse_unfaithful("fp32", effect=float("nan"), error=0.0, base_error=0.0)
+
+
+def test_what_was_trained_is_merged_and_says_the_same(reference: Any, smoke_model: Path, tmp_path: Path) -> None:
+    """All groups of a real run, experts among them, in the layout the smoke model has."""
+    record = merge(job_source(reference.folder), smoke_model, tmp_path / "to", "fp32", lambda done, total: None)
+    assert record.probe_error is not None
+    assert record.probe_limit is not None
+    assert record.probe_error < record.probe_limit / 10
+    assert {row.group for row in record.survival} == set(reference.spec.recipe.adapter.targets)
