@@ -126,6 +126,7 @@ def whole_model(shape: Any, kind: str, adapter: str, asked: argparse.Namespace) 
     from benchmarks.random_model import attach_adapter, random_model
     from recipes.catalog import load_catalog
     from recipes.recipe import Adapter
+    from trainer.adamw_8bit import AdamW8bit
     from trainer.loss import WithLoss
 
     family = load_catalog().family_of(MODEL)
@@ -138,7 +139,7 @@ def whole_model(shape: Any, kind: str, adapter: str, asked: argparse.Namespace) 
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     print(f"{kind}, {adapter}: made in {time.perf_counter() - begun:.0f} s", flush=True)
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=asked.device == "cuda")
+    optimizer = AdamW8bit(trained, lr=LEARNING_RATE, weight_decay=0.0)
     cases = []
     for tokens in asked.tokens:
         losses, seconds, peak = _train(WithLoss(model), optimizer, tokens, shape.vocabulary, asked)
@@ -152,12 +153,13 @@ def whole_model(shape: Any, kind: str, adapter: str, asked: argparse.Namespace) 
 
 
 def planned_gib(shape: Any, family: Any, adapter: Any, kind: str, tokens: int) -> float:
-    """What the planner says torch will reserve, with adapter, gradients and Adam's moments in bf16 as here."""
+    """What the planner says torch will reserve: fp32 adapter, bf16 gradients, 8-bit moments."""
     from scripts.plan.memory import ALLOCATOR_GIB, SLACK, Batch, memory_terms
     from scripts.plan.parameters import targeted
-    from scripts.plan.storage import Storage
+    from scripts.plan.storage import MOMENT_BLOCK, Storage
 
-    storage = Storage(1, kind, 2, 2, 2, 4, "lean", partitioned=False)  # type: ignore[arg-type]
+    moments = 2 * (1 + 4 / MOMENT_BLOCK)
+    storage = Storage(1, kind, 2, 4, 2, moments, "lean", partitioned=False)  # type: ignore[arg-type]
     terms = memory_terms(shape, targeted(shape, family, adapter), adapter.rank, storage, Batch(tokens, tokens))
     return (1 + SLACK) * sum(term.size for term in terms) / GIB + ALLOCATOR_GIB
 

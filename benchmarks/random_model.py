@@ -69,26 +69,28 @@ def random_model(shape: Shape, family: Family, kind: Kind, dtype: torch.dtype, d
 
 
 def attach_adapter(model: Any, family: Family, adapter: Adapter, dtype: torch.dtype) -> list[nn.Parameter]:
-    """LoRA on the adapter's groups, every value of it in `dtype`; what trains."""
+    """LoRA on the adapter's groups in `dtype`, on experts in fp32 with gradients in `dtype`, as engine replica keeps it
+    with the 8-bit optimizer; what trains."""
     groups = [family.groups[name] for name in adapter.targets if name != "experts"]
     names = [n for g in groups for n in (*g.linears, *(p.removesuffix(".weight") for p in g.parameters))]
     if names:
         lora = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=names)
         # In a container PEFT finds no configuration of the model, by which it would rewrite names to the experts.
         inject_adapter_in_model(lora, nn.ModuleDict({"model": model}))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
     if "experts" in adapter.targets:
-        attach_expert_lora(
+        made = attach_expert_lora(
             model,
             rank=adapter.rank,
             alpha=adapter.alpha,
             layout=adapter.expert_layout,
             summation="accumulator",
-            dtype=dtype,
         )
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.to(dtype)
-    return trained
+        for factor in (factor for lora in made.values() for factor in lora.factors):
+            factor.grad_dtype = dtype
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _random_storage(kind: Kind, size: tuple[int, ...], device: str) -> dict[str, Tensor]:

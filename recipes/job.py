@@ -69,6 +69,8 @@ class LaunchSpec(Record):
     steps_per_epoch: int
     trainable_parameters: int
     "What the planner counted; the trainer refuses to train another number."
+    base_parameters: int | None = None
+    "What recipes/models.yaml says the base model has; the trainer refuses another number."
     deadline_seconds: int
     "Of machine time: after it the container ends the machine."
     expected_step_seconds: float | None = None

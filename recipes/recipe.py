@@ -88,6 +88,9 @@ class Training(Strict):
     gradient_clipping: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     precision: Literal["bf16", "fp32"] = "bf16"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw: fp32 gradients and moments, 16 bytes per trained value with its fp32 master. adamw_8bit, engine replica:
+    bf16 gradients and moments of one byte, 8 bytes."""
     checkpoint_minutes: Annotated[float, Field(gt=0.0, le=1440.0)] = 10.0
     checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     "Also save every so many steps; null saves by the clock alone."
@@ -148,6 +151,11 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:
         train, gpus = self.training, self.hardware.gpus
+        if train.optimizer == "adamw_8bit" and self.hardware.engine == "zero3":
+            raise ValueError(
+                "training.optimizer adamw_8bit with engine zero3; zero3 splits the optimizer's state over the GPUs "
+                "instead: use adamw, or engine replica"
+            )
         if train.micro_tokens is not None:
             if train.micro_tokens < self.data.max_tokens:
                 raise ValueError(

@@ -64,6 +64,7 @@ def render(
         total_steps=work.steps,
         steps_per_epoch=work.steps_per_epoch,
         trainable_parameters=plan.trainable_parameters,
+        base_parameters=catalog.models[recipe.base.id].parameters,
         deadline_seconds=deadline,
         expected_step_seconds=offer.step_seconds.likely if offer.step_seconds else None,
         expected_peak_gib=offer.expected_peak_gib,

@@ -17,6 +17,7 @@ from trainer.experts.projection import Summation
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 MakeOptimizer = Callable[[list[Any]], Any]
+"An optimizer over the masters: torch's AdamW or trainer.adamw_8bit."
 
 
 class Engine(Protocol):

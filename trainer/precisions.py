@@ -37,7 +37,7 @@ def shares(model: Any) -> dict[str, int]:
     return dict(counts)
 
 
-def describe(model: Any) -> str:
+def describe(model: Any, optimizer: str) -> str:
     """One line for the log."""
     counts = shares(model)
     total = sum(counts.values())
@@ -47,7 +47,8 @@ def describe(model: Any) -> str:
         if p.requires_grad:
             adapter[precision_of(p)] += _size(p)
     trained = ", ".join(f"{count:,} {name}" for name, count in sorted(adapter.items()))
-    return f"frozen: {said}; adapter: {trained}; optimizer float32"
+    moments = "8-bit" if optimizer == "adamw_8bit" else "float32"
+    return f"frozen: {said}; adapter: {trained}; optimizer {moments}"
 
 
 def refuse_surprises(model: Any, recipe: Recipe) -> None:

@@ -1,7 +1,8 @@
 """The engine that keeps the whole model on each rank and averages nothing but the adapter's gradients.
 
-No weight ever travels: a step costs one all-reduce of the adapter's fp32 gradients. A matrix in bf16 has an fp32
-master that collects its gradients over the passes and is stepped; a matrix in fp32 is its own master.
+No weight ever travels: a step costs one all-reduce of the adapter's gradients. A matrix in bf16 has an fp32 master
+that collects its gradients over the passes and is stepped; a matrix in fp32 is its own master. Gradients add up in
+fp32, or in bf16 under the 8-bit optimizer: a step has few passes, and its moments are coarser than that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from recipes.catalog import Family
+from trainer.adamw_8bit import AdamW8bit, Coded
 from trainer.base_files import BaseFiles
 from trainer.engine import MOMENTS, WEIGHT, MakeOptimizer
 from trainer.environment import Place
@@ -48,6 +50,9 @@ class Replica:
                 self._masters[name] = master = parameter.detach().float()
                 parameter.register_post_accumulate_grad_hook(_handed_to(master))
         self._optimizer = make_optimizer(list(self._masters.values()))
+        if isinstance(self._optimizer, AdamW8bit):
+            for master in self._masters.values():
+                master.grad_dtype = torch.bfloat16
 
     def begin(self, rate: float, passes: int) -> None:
         """Gradients are gone since the last step."""
@@ -55,7 +60,7 @@ class Replica:
             group["lr"] = rate
 
     def backward(self, loss: Any) -> None:
-        """Gradients add up in fp32."""
+        """Gradients add up in the masters."""
         loss.backward()
 
     def end(self) -> float:
@@ -63,10 +68,10 @@ class Replica:
         masters = list(self._masters.values())
         for master in masters:
             if master.grad is None:  # a rank whose rows hold no trained token takes part all the same
-                master.grad = torch.zeros_like(master)
+                master.grad = torch.zeros_like(master, dtype=master.grad_dtype)
         for work in [dist.all_reduce(master.grad, async_op=True) for master in masters]:
             work.wait()
-        norm = torch.nn.utils.clip_grad_norm_(masters, self._clipping)
+        norm = _clip([master.grad for master in masters], self._clipping)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._copy_out()
@@ -75,13 +80,13 @@ class Replica:
     def part(self, name: str) -> tuple[Any, Any]:
         """Every rank holds all."""
         master = self._masters[name]
-        return master.detach(), self._optimizer.state[master]["exp_avg"]
+        return master.detach(), _plain(self._optimizer.state[master]["exp_avg"])
 
     def full(self, name: str) -> dict[str, Any]:
         """No communication."""
         master = self._masters[name]
         moments = self._optimizer.state.get(master, {})
-        found = {WEIGHT: master.detach()} | {moment: moments[moment] for moment in MOMENTS if moment in moments}
+        found = {WEIGHT: master.detach()} | {moment: _plain(moments[moment]) for moment in MOMENTS if moment in moments}
         return {kind: tensor.to("cpu", copy=True) for kind, tensor in found.items()}
 
     def restore(self, step: int, read: Callable[[str], Any]) -> None:
@@ -90,7 +95,10 @@ class Replica:
             for name, master in self._masters.items():
                 master.copy_(read(f"{name}/{WEIGHT}"))
                 moments = {moment: read(f"{name}/{moment}").to(master.device) for moment in MOMENTS}
-                self._optimizer.state[master] = {"step": torch.tensor(float(step)), **moments}
+                if isinstance(self._optimizer, AdamW8bit):
+                    self._optimizer.restore(master, step, **moments)
+                else:
+                    self._optimizer.state[master] = {"step": torch.tensor(float(step), device=master.device), **moments}
         self._copy_out()
 
     def _copy_out(self) -> None:
@@ -100,11 +108,23 @@ class Replica:
                     parameter.copy_(self._masters[name])
 
 
+def _clip(gradients: list[Any], limit: float) -> Any:
+    """Scales the gradients to a norm of at most `limit`; their norm before, in fp32 whatever they are in."""
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def _plain(moment: Any) -> Any:
+    return moment.values() if isinstance(moment, Coded) else moment
+
+
 def _handed_to(master: Any) -> Callable[[Any], None]:
     """A hook that moves a fresh gradient to the master, so that many passes do not round each other away."""
 
     def hand_over(parameter: Any) -> None:
-        gradient = parameter.grad.float()
+        gradient = parameter.grad.to(master.grad_dtype)
         master.grad = gradient if master.grad is None else master.grad.add_(gradient)
         parameter.grad = None
 

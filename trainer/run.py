@@ -15,22 +15,24 @@ from transformers import AutoConfig
 from recipes.catalog import Catalog, Family
 from recipes.job import LaunchSpec, Metric
 from trainer import checkpoint, export, probe
+from trainer.adamw_8bit import AdamW8bit
 from trainer.base_files import BaseFiles
 from trainer.batches import layout_of, token_count, trained_count
 from trainer.data import ChatTokens, Example, proven_fast, read_examples
 from trainer.deepspeed_config import deepspeed_config, sizes_of
 from trainer.engine import Engine
 from trainer.environment import Place, StopRequest, join, leave, quiet_libraries, refuse_slow_kernels
-from trainer.experts.module import use_our_experts
+from trainer.experts.module import expert_layers, use_our_experts
 from trainer.failures import TrainingStopped
 from trainer.first_steps import peak_gib
 from trainer.journal import Journal
-from trainer.load import DTYPES
+from trainer.load import DTYPES, refuse_quantised
 from trainer.loop import Run, evaluate, train
 from trainer.loss import WithLoss
 from trainer.packing import can_pack, prove_packing
 from trainer.precisions import describe, refuse_surprises
 from trainer.replica import Replica
+from trainer.rounding import split_share
 from trainer.targets import (
     TargetPlan,
     attach,
@@ -70,7 +72,7 @@ def run(spec: LaunchSpec, job: Path, model_folder: Path, catalog: Catalog, journ
     chat = ChatTokens(model_folder)
     train_set, valid_set = _data(spec, job, chat, journal)
     plan, engine = _planned(spec, base, place)
-    model = _model(spec, base, plan, engine, journal)
+    model = _model(spec, base, plan, engine, journal, place)
     resumed = checkpoint.Resumed(job / "checkpoints", checkpoint.fit_key(spec, base.sha256), place.device)
     first_step = _restore_facts(resumed, journal)
     trainable = named_trainable(model)
@@ -115,6 +117,7 @@ def _base(spec: LaunchSpec, folder: Path, catalog: Catalog, place: Place) -> Bas
         )
     base = Base(files, files.sha256(), family, config)
     refuse_slow_kernels(base.layer_types, place.cuda)
+    refuse_quantised(files, spec.recipe)
     return base
 
 
@@ -139,6 +142,13 @@ def _planned(spec: LaunchSpec, base: Base, place: Place) -> tuple[TargetPlan, En
     """What will be trained and by which engine, before a weight is read."""
     recipe = spec.recipe
     empty = meta_model(base.config, DTYPES[recipe.training.precision])
+    held = sum(parameter.numel() for parameter in empty.parameters())
+    if held != (spec.base_parameters or held):
+        raise TrainingStopped(
+            "bad_base_model",
+            f"{base.files.folder}: its config.json makes {held:,} parameters; {recipe.base.id} has "
+            f"{spec.base_parameters:,} in recipes/models.yaml: stage that model, or mend its row",
+        )
     plan = plan_targets(empty, base.family, recipe.adapter)
     if plan.parameters != spec.trainable_parameters:
         raise TrainingStopped(
@@ -149,7 +159,7 @@ def _planned(spec: LaunchSpec, base: Base, place: Place) -> tuple[TargetPlan, En
     return plan, Zero3(deepspeed_config(recipe.training, sizes_of(empty, plan.parameters)), place)
 
 
-def _model(spec: LaunchSpec, base: Base, plan: TargetPlan, engine: Engine, journal: Journal) -> Any:
+def _model(spec: LaunchSpec, base: Base, plan: TargetPlan, engine: Engine, journal: Journal, place: Place) -> Any:
     """The base as its engine holds it, with its adapter, in training mode."""
     recipe = spec.recipe
     dtype = DTYPES[recipe.training.precision]
@@ -173,14 +183,21 @@ def _model(spec: LaunchSpec, base: Base, plan: TargetPlan, engine: Engine, journ
     rows = trained_groups(plan)
     journal.learn(trained=rows, trainable_parameters=plan.parameters)
     journal.say(table(rows))
-    journal.say(describe(model))
+    journal.say(describe(model, recipe.training.optimizer))
+    if engine.summation == "split" and "experts" in recipe.adapter.targets and place.rank == 0:
+        first = next(base.files.matrices(f"{next(iter(expert_layers(model)))}.gate_up_proj"))
+        share = split_share(first, recipe.adapter.rank, dtype)
+        journal.say(f"experts: {share:.1%} of an update of 1e-3 of the weights reaches the output in {dtype}")
     return model
 
 
 def _optimizer(spec: LaunchSpec, matrices: list[Any]) -> Any:
-    """torch's AdamW over the LoRA matrices."""
+    """The recipe's AdamW over the LoRA matrices."""
     training = spec.recipe.training
-    return torch.optim.AdamW(matrices, lr=training.learning_rate, weight_decay=training.weight_decay)
+    how = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    if training.optimizer == "adamw_8bit":
+        return AdamW8bit(matrices, **how)
+    return torch.optim.AdamW(matrices, **how, fused=True)
 
 
 def _say_layout(work: Run) -> None:

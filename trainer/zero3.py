@@ -86,7 +86,7 @@ class Zero3:
         """Masters and moments, each rank its part. The working copies were loaded before `start`, or stay stale."""
         for flat in self._optimizer.fp32_partitioned_groups_flat:  # the state does not exist before the first step
             zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-            self._optimizer.optimizer.state[flat] = {"step": torch.tensor(float(step)), **zeros}
+            self._optimizer.optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **zeros}
         for name, parameter in self.trainable.items():
             safe_set_local_fp32_param(parameter, self._partition(read(f"{name}/{WEIGHT}")))
             for moment in MOMENTS:

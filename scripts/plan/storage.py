@@ -19,6 +19,8 @@ GROUP = 64
 "Inputs that share a scale; their greatest common divisor with a row that 64 does not divide (trainer/experts)."
 SCALE_GROUP = 256
 "Scales that share a step, being quantised themselves."
+MOMENT_BLOCK = 256
+"Moments of the 8-bit optimizer that share a scale (trainer/adamw_8bit.py)."
 CODES_PER_BYTE = {"int8": 1, "nf4": 2}
 
 
@@ -76,8 +78,9 @@ def storage_of(recipe: Recipe, ranks: int, gpu: Gpu) -> Storage:
 
     zero3: adapter and gradients as the weights, fp32 gradients for the step, fp32 masters and Adam moments; all
     partitioned. replica: the whole model on each GPU; fp32 adapter, gradients and Adam moments, and a copy of the
-    linears' LoRA in bf16; gradients are summed over the GPUs in place. Both compute the experts by our own function;
-    on a CPU it takes them one at a time.
+    linears' LoRA in bf16; gradients are summed over the GPUs in place. adamw_8bit: bf16 gradients, and two moments of a
+    byte and a share of an fp32 scale each. Both compute the experts by our own function; on a CPU it takes them one at
+    a time.
     """
     value = 4 if recipe.training.precision == "fp32" else 2
     on_gpu = gpu.device == "cuda"
@@ -98,13 +101,14 @@ def storage_of(recipe: Recipe, ranks: int, gpu: Gpu) -> Storage:
             logit_bytes=logit,
         )
     quantize = recipe.hardware.quantize
+    gradient, moments = (2, 2 * (1 + 4 / MOMENT_BLOCK)) if recipe.training.optimizer == "adamw_8bit" else (4, 8)
     return Storage(
         ranks,
         quantize,
         value,
         4,
-        4,
-        8,
+        gradient,
+        moments,
         "lean",
         partitioned=False,
         experts_at_once=at_once,

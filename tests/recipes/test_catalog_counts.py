@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.catalog import BaseModelFacts, Family, Shape, load_catalog
+from recipes.load import load_recipe, recipe_names
 from recipes.recipe import Adapter, TargetGroup
 from scripts.plan.parameters import adapter_parameters, base_parameters, layer_parameters, matrices
 
@@ -214,3 +215,20 @@ def _adapter(group: TargetGroup) -> Adapter:
 def _the_80b() -> tuple[BaseModelFacts, Family]:
     name = "Qwen/Qwen3-Next-80B-A3B-Instruct"
     return CATALOG.models[name], CATALOG.family_of(name)
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if load_recipe(n).recipe.hardware.engine == "zero3"])
+def test_the_next_layer_is_always_prefetched_under_zero3(name: str) -> None:
+    """While a layer is live DeepSpeed may fetch min(max_live - live, bucket) values ahead: with its own limits none for
+    a layer of 1.65e9."""
+    from trainer.deepspeed_config import deepspeed_config, sizes_of
+
+    recipe = load_recipe(name).recipe
+    facts = CATALOG.models[recipe.base.id]
+    trained = adapter_parameters(facts, CATALOG.family_of(recipe.base.id), recipe.adapter)
+    zero = deepspeed_config(recipe.training, sizes_of(_model(recipe.base.id), trained))["zero_optimization"]
+    layer = layer_parameters(facts.shape) + -(-trained // facts.shape.layers)
+    for live in (layer, facts.shape.vocabulary * facts.shape.hidden):
+        ahead = min(zero["stage3_max_live_parameters"] - live, zero["stage3_prefetch_bucket_size"])
+        assert ahead >= layer > 0, f"{ahead:,} values ahead of {live:,}"
+    assert zero["stage3_max_reuse_distance"] >= layer, "what backward needs again at once is not dropped"

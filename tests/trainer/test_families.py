@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def test_bf16_trains_proves_and_resumes_bit_for_bit(jobs: Any, smoke_model: Path
     log = jobs.train(job, smoke_model)
     assert job.result.outcome == "completed", log[-3000:]
     assert "frozen: 343,976 bfloat16 (100.0%); adapter: 79,872 bfloat16; optimizer float32" in log
+    assert re.search(r"experts: 5\d\.\d% of an update of 1e-3 .* in torch\.bfloat16", log)
     proof = proven(job, smoke_model)
     assert proof.passed
     assert proof.reproduction_error <= 0.1 * proof.effect

@@ -119,6 +119,32 @@ def test_a_count_the_planner_did_not_make_is_refused(jobs: Any, smoke_model: Pat
     assert (result.cause, result.sentence) == ("bad_targets", "79872 parameters would train; launch.json says 79871")
 
 
+def test_a_base_of_another_size_than_its_row_is_refused(jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
+    job = relaunch(jobs.make(tmp_path / "job", ONE_RANK, jobs.conversations(8)), base_parameters=79_674_391_296)
+    result = attempt(job, smoke_model)
+    assert result.cause == "bad_base_model"
+    assert "makes 343,976 parameters; lorry/smoke has 79,674,391,296 in recipes/models.yaml" in result.sentence
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "sentence"),
+    [
+        ("fp8", {"hardware": {"gpus": 1, "engine": "replica"}}, "experts cannot be trained; take experts out of"),
+        ("fp8", {"adapter": {"targets": ("attention",)}}, "say engine replica and quantize null"),
+        ("awq", {}, "(awq), which is not read here; stage the bf16 checkpoint instead"),
+    ],
+)
+def test_a_published_quantised_base_is_refused_with_the_way_out(
+    method: str, changes: dict[str, Any], sentence: str, jobs: Any, base: Path, tmp_path: Path
+) -> None:
+    config = json.loads((base / "config.json").read_bytes())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    job = jobs.make(tmp_path / "job", ONE_RANK | changes, jobs.conversations(8))
+    result = attempt(relaunch(job, gpus=1), base)
+    assert result.cause == "bad_base_model"
+    assert sentence in result.sentence
+
+
 def test_another_model_class_and_changed_data_are_refused(jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
     job = jobs.make(tmp_path / "job", ONE_RANK, jobs.conversations(8))
     assert attempt(relaunch(job, model_type="mistral"), smoke_model).cause == "bad_base_model"

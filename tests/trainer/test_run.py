@@ -67,6 +67,7 @@ def test_the_log_shows_what_is_trained_and_in_which_precision(reference: Any) ->
     log = (reference.folder / "trainer-1.log").read_text(encoding="utf-8")
     assert "experts                   8         57,344" in log
     assert "frozen: 343,976 float32 (100.0%); adapter: 79,872 float32; optimizer float32" in log
+    assert "experts: 100.0% of an update of 1e-3 of the weights reaches the output in torch.float32" in log
 
 
 def test_adapter_files_are_whole_readable_and_name_the_base_not_a_path(reference: Any) -> None:
