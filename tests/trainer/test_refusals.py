@@ -35,6 +35,7 @@ from trainer.deepspeed_config import Sizes, deepspeed_config
 from trainer.environment import StopRequest, refuse_slow_kernels, refuse_unresolved_secrets
 from trainer.failures import TrainingStopped, explain
 from trainer.journal import Journal
+from trainer.quantize import quantise
 from trainer.run import run
 
 ONE_RANK = {"hardware": {"gpus": 1}, "training": {"max_steps": 3, "micro_batch": 2}}
@@ -143,6 +144,16 @@ def test_a_published_quantised_base_is_refused_with_the_way_out(
     result = attempt(relaunch(job, gpus=1), base)
     assert result.cause == "bad_base_model"
     assert sentence in result.sentence
+
+
+def test_a_staged_file_that_went_bad_is_found_as_zero3_reads_it(jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
+    staged = tmp_path / "staged"
+    record = quantise(smoke_model, staged, "bf16", model="lorry/smoke", revision=None, say=lambda done, total: None)
+    last = staged / list(record.files)[-1]
+    last.write_bytes(last.read_bytes()[:-1] + b"\x99")
+    result = attempt(jobs.make(tmp_path / "job", ONE_RANK, jobs.conversations(8)), staged)
+    assert result.cause == "bad_base_model"
+    assert "its checksum differs from staged's record" in result.sentence
 
 
 def test_another_model_class_and_changed_data_are_refused(jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
