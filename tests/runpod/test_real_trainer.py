@@ -13,7 +13,7 @@ import pytest
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
-from recipes.recipe import Recipe
+from recipes.recipe import BackendName, Recipe
 from scripts.backends.runpod_api import RunpodApi
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.processes import ProcessRunner
@@ -39,19 +39,20 @@ def runpod(tmp_path: Path) -> Iterator[LocalRunpod]:
         assert local.drift == []
 
 
-def smoke_spec(data: Path, job_id: str) -> LaunchSpec:
-    """The smoke recipe with four steps on the training set that ships, for one GPU of a Pod; its set in `data`."""
+def smoke_spec(data: Path, job_id: str, backend: BackendName = "runpod_pod", max_usd: float = 1.0) -> LaunchSpec:
+    """The smoke recipe with four steps on the training set that ships, for one rented GPU; its set in `data`."""
     smoke = load_recipe("smoke/zero3")
     values = smoke.recipe.model_dump()
     values["training"] |= {"max_steps": 4}
-    values["hardware"] |= {"backends": ("runpod_pod",), "gpus": 1}
+    values["hardware"] |= {"backends": (backend,), "gpus": 1}
+    values["limits"] |= {"max_usd": max_usd}
     recipe = Recipe.model_validate(values)
     loaded, catalog = LoadedRecipe(smoke.name, recipe, recipe_sha256(recipe)), load_catalog()
     tokenizer = find_tokenizer(recipe.base.id, [REPOSITORY / "recipes" / "smoke"])
     source = REPOSITORY / "examples" / "bicycle-care.jsonl"
     report = prepare(source, data, recipe.data, recipe.training.seed, tokenizer)
     plan, store = make_plan(loaded, report, catalog), "s3://bucket/jobs"
-    return render(loaded, plan, report, catalog, job_id=job_id, backend="runpod_pod", store=store, commit=None)
+    return render(loaded, plan, report, catalog, job_id=job_id, backend=backend, store=store, commit=None)
 
 
 @pytest.fixture
