@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from recipes.catalog import load_catalog
 from scripts.doctor.aws_checks import SIGN_IN, ask_aws, check_in_registry, why_no_aws
-from scripts.doctor.finding import Finding, Subject, failed, not_checked, ok
+from scripts.doctor.finding import Check, Finding, Subject, failed, not_checked, ok
 
 _NO_ROOM = "name an applied AWS root with a SageMaker room, such as infra/live/prod/aws"
 _APPLY = "apply the AWS room again: the role's policies are Terraform's"
@@ -28,8 +28,8 @@ def check_sagemaker(subject: Subject) -> Iterator[Finding]:
     elif why := why_no_aws(subject):
         yield not_checked("SageMaker", why, SIGN_IN)
     else:
-        for check in (_role, _place, _image, _types):
-            yield from check(subject)
+        for part in PARTS.values():
+            yield from part(subject)
 
 
 def _role(subject: Subject) -> Iterator[Finding]:
@@ -146,3 +146,6 @@ def _in_region(subject: Subject, name: str, bucket: str) -> Finding:
 def _bucket(subject: Subject) -> str:
     url = subject.store if subject.store.startswith("s3://") else str(subject.rooms.get("store_url") or "")
     return urlsplit(url).netloc if url.startswith("s3://") else ""
+
+
+PARTS: dict[str, Check] = {"role": _role, "bucket": _place, "image": _image, "types": _types}

@@ -10,7 +10,7 @@ import pytest
 
 from scripts.doctor import sagemaker_checks
 from scripts.doctor.finding import Finding, Subject
-from scripts.doctor.sagemaker_checks import check_sagemaker
+from scripts.doctor.sagemaker_checks import PARTS, check_sagemaker
 from tests.sagemaker.fake_sagemaker import REGION
 
 QUOTA = "ml.p5.48xlarge for training job usage"
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Answers to the actions that moto lacks; everything else is asked of it."""
+    """Answers to the actions that moto lacks, or that it is slow at; everything else is asked of it."""
     simulated = [{"EvalActionName": "s3:PutObject", "EvalDecision": "allowed"}]
     pages = [
         {
@@ -28,7 +28,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         },
         {"Quotas": [{"QuotaName": QUOTA, "QuotaCode": "L-82E1C851", "Value": 1.0}]},
     ]
+    offered = [{"InstanceType": "p5.48xlarge"}, {"InstanceType": "p5en.48xlarge"}]
     given: Json = {"simulate_principal_policy": {"EvaluationResults": simulated}, "list_service_quotas": pages}
+    given["describe_instance_type_offerings"] = {"InstanceTypeOfferings": offered}
     ask = sagemaker_checks.ask_aws
 
     def answered(
@@ -59,12 +61,13 @@ def subject(bucket: str, answers: Json) -> Subject:
     return Subject(now=datetime.now(UTC), rooms=rooms, environment={"LORRY_IMAGE": image})
 
 
-def found(subject: Subject, **changes: Any) -> dict[str, Finding]:
-    return {f.check: f for f in check_sagemaker(Subject(**{**vars(subject), **changes}))}
+def said_of(part: str, subject: Subject, **changes: Any) -> Finding:
+    """The last finding of one part of the check."""
+    return list(PARTS[part](Subject(**{**vars(subject), **changes})))[-1]
 
 
 def test_a_room_in_order_passes_every_check(subject: Subject) -> None:
-    findings = found(subject)
+    findings = {f.check: f for f in check_sagemaker(subject)}
     assert {name: f.state for name, f in findings.items()} == dict.fromkeys(
         ["SageMaker role", "SageMaker bucket", "SageMaker image", "SageMaker types", "SageMaker quotas"], "ok"
     ), findings
@@ -72,36 +75,42 @@ def test_a_room_in_order_passes_every_check(subject: Subject) -> None:
     assert "ml.p5en.48xlarge" in findings["SageMaker types"].seen
 
 
-def test_without_a_room_or_keys_nothing_is_asked(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {f.state for f in found(subject, rooms={}).values()} == {"not checked"}
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert {f.seen for f in found(subject).values()} == {"there are no AWS credentials"}
+def test_without_a_room_or_keys_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    nothing = Subject(now=datetime.now(UTC))
+    assert [(f.state, f.seen) for f in check_sagemaker(nothing)] == [
+        ("not checked", "no applied AWS room with SageMaker was given")
+    ]
+    room = Subject(now=datetime.now(UTC), rooms={"sagemaker_role_arn": "arn:aws:iam::123456789012:role/x"})
+    assert [f.seen for f in check_sagemaker(room)] == ["there are no AWS credentials"]
 
 
 def test_a_role_without_a_right_and_a_role_that_is_not_there(subject: Subject, answers: Json) -> None:
     denied = {"EvalActionName": "s3:PutObject", "EvalDecision": "implicitDeny"}
     answers["simulate_principal_policy"] = {"EvaluationResults": [denied]}
-    said = found(subject)["SageMaker role"]
+    said = said_of("role", subject)
     assert (said.state, said.seen.partition(" may not ")[2][:12]) == ("failed", "s3:PutObject")
     assert "apply the AWS room again" in said.step
     answers["simulate_principal_policy"] = "AccessDenied (not allowed)"
-    assert found(subject)["SageMaker role"].state == "not checked"
+    assert said_of("role", subject).state == "not checked"
     rooms = {**subject.rooms, "sagemaker_role_arn": "arn:aws:iam::123456789012:role/nobody"}
-    assert "there is no role" in found(subject, rooms=rooms)["SageMaker role"].seen
+    assert "there is no role" in said_of("role", subject, rooms=rooms).seen
 
 
 def test_a_bucket_elsewhere_is_named_with_its_region_or_its_owner(subject: Subject, answers: Json) -> None:
     elsewhere = {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}}
     boto3.client("s3").create_bucket(Bucket="far", **elsewhere)
-    said = found(subject, store="s3://far/jobs")["SageMaker bucket"]
+    said = said_of("bucket", subject, store="s3://far/jobs")
     assert (said.state, said.seen) == ("failed", f"far is in eu-west-1, the jobs run in {REGION}")
     answers["head_bucket"] = "403 (Forbidden)"
-    said = found(subject)["SageMaker bucket"]
+    said = said_of("bucket", subject)
     assert said.seen == "bucket belongs to another account, or this key may not see it"
     assert "use a bucket of account 123456789012" in said.step
     answers["head_bucket"] = "404 (Not Found)"
-    assert found(subject)["SageMaker bucket"].step == "create it, or correct LORRY_STORE"
+    assert said_of("bucket", subject).step == "create it, or correct LORRY_STORE"
 
 
 def test_an_image_that_is_missing_or_elsewhere(subject: Subject) -> None:
@@ -111,21 +120,21 @@ def test_an_image_that_is_missing_or_elsewhere(subject: Subject) -> None:
         (image.replace(REGION, "eu-west-1"), f"is not in ECR of {REGION}"),
         (image[:-64] + "0" * 64, "ImageNotFoundException"),
     ]:
-        said = found(subject, environment={"LORRY_IMAGE": name})["SageMaker image"]
+        said = said_of("image", subject, environment={"LORRY_IMAGE": name})
         assert said.state == "failed"
         assert seen in said.seen
 
 
 def test_a_quota_of_zero_names_its_code(subject: Subject, answers: Json) -> None:
     answers["list_service_quotas"][1]["Quotas"][0]["Value"] = 0.0
-    said = found(subject)["SageMaker quotas"]
+    said = said_of("types", subject)
     assert said.state == "failed"
     assert said.step == f"ask for L-82E1C851 ({QUOTA}); it takes days"
-    said = found(subject, environment={**subject.environment, "LORRY_SAGEMAKER_SPOT": "yes"})["SageMaker quotas"]
+    said = said_of("types", subject, environment={**subject.environment, "LORRY_SAGEMAKER_SPOT": "yes"})
     assert said.seen == "0 machines of each type for a spot training job"
 
 
 def test_a_region_without_our_types(subject: Subject, answers: Json) -> None:
     answers["describe_instance_type_offerings"] = {"InstanceTypeOfferings": []}
-    said = found(subject)["SageMaker types"]
+    said = next(iter(PARTS["types"](subject)))
     assert (said.state, said.seen) == ("failed", f"{REGION} offers none of ours")

@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Callable
 
+import pytest
+
 from scripts.adapter import verify_adapter
 from scripts.cost import settle
 from scripts.pull import pull
@@ -55,6 +57,7 @@ def test_a_job_is_asked_for_once_trained_followed_and_settled_by_its_billed_seco
     assert (settlement.usd, settlement.source, settlement.is_final) == (3.956, "bill", True)  # 1800 s of 7.912 an hour
 
 
+@pytest.mark.slow
 def test_an_interruption_of_spot_is_outlived_with_the_checkpoint(make_room: MakeRoom) -> None:
     room = make_room(settings={"LORRY_SAGEMAKER_SPOT": "yes"}, steps=40, step_seconds=0.1, checkpoint_steps=2)
     room.account.mishaps.append(Mishap("interrupt", after_seconds=3600.0))
@@ -76,6 +79,7 @@ def test_an_interruption_of_spot_is_outlived_with_the_checkpoint(make_room: Make
     assert usd.usd[job.name] <= SPOT_SHARE * job.on_seconds / 3600 * 7.912 + 0.001
 
 
+@pytest.mark.slow
 def test_a_stop_saves_a_checkpoint_and_a_second_stop_does_no_harm(make_room: MakeRoom) -> None:
     room = make_room(steps=4000, step_seconds=0.05, checkpoint_steps=5000)
     handle = room.launch().handle
@@ -91,6 +95,7 @@ def test_a_stop_saves_a_checkpoint_and_a_second_stop_does_no_harm(make_room: Mak
     assert room.backend.owned() == []
 
 
+@pytest.mark.slow
 def test_a_failure_shows_its_cause_at_the_service_too(make_room: MakeRoom) -> None:
     room = make_room(faults={"1": ["out_of_memory", 2]})
     handle = room.launch().handle
