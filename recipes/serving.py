@@ -26,6 +26,12 @@ class Place(Record):
     "The same folder as the server's machine sees it."
     form: Literal["peft", "vllm"] = "vllm"
     max_lora_rank: int = 16
+    base_sha256: str | None = None
+    "The base's files, as the first adapter published here was trained on them; another revision is refused."
+    expert_gib: float | None = None
+    "GPU memory that the server has for LoRA buffers of experts, where a person said it."
+    endpoint: str | None = None
+    "Id of the Runpod serverless endpoint behind the URL, whose list of adapters is changed instead of a runtime load."
 
 
 class Serving(Record):
@@ -48,3 +54,17 @@ class Serving(Record):
     effect: float | None = None
     error: float | None = None
     "As scripts.serving.probe heard them."
+
+
+class EndpointState(Record):
+    """_endpoints/ID/00000001.json and so on: what a Runpod endpoint shall be, written before it is made so."""
+
+    format: Literal[1] = 1
+    number: int
+    endpoint: str
+    modules: dict[str, str]
+    "Adapter -> its folder as a worker sees it."
+    workers_min: int
+    workers_max: Annotated[int, Field(ge=1)]
+    by: str
+    at: float

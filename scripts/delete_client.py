@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipes.job import Record
+from recipes.serving import Place as ServingPlace
 from scripts import audit
 from scripts.erase import Removed, erase, still_there
 from scripts.errors import InputError, NotFound, Problem, Refused, VerificationFailed
@@ -108,10 +109,10 @@ def survey(root: str, client: str, places: Sequence[str], *, known: bool, state:
     return Survey(root, client, tuple(ids), found, head, there)
 
 
-def delete_client(asked: Survey, connect: Callable[[str], Vllm], *, who: str, now: float) -> Certificate:
+def delete_client(asked: Survey, connect: Callable[[ServingPlace], Vllm], *, who: str, now: float) -> Certificate:
     """Removes it all, looks again, and writes the certificate and an audit entry in the root store.
 
-    connect: a client of the server at a URL. The root store goes last: it says where everything else is.
+    connect: a client of the server of a place. The root store goes last: it says where everything else is.
 
     Raises VerificationFailed when something is still there afterwards, ProviderError when a store fails; called again,
     after a new survey, it goes on with what is left.

@@ -148,7 +148,7 @@ def _memory(folder: Path, shape: Shape, server: Server) -> Iterator[Problem]:
         if needed > server.expert_gib:
             got = (
                 f"{server.max_loras} x rank {server.max_lora_rank} takes {needed:.1f} GiB for {shape.experts} experts"
-                f" in {shape.layers} layers, {server.expert_gib:.1f} GiB are free"
+                f" in {shape.layers} layers, and there are {server.expert_gib:.1f} GiB"
             )
             yield Problem("GPU memory", got, "a lower --max-lora-rank, or a GPU with more memory")
 

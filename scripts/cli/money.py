@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from recipes.recipe import BackendName
 from scripts.backends.base import Backend, LeavesThings
 from scripts.cli.command import Command, add_json
-from scripts.errors import NotFound, Problem, ProviderError
+from scripts.errors import LorryError, NotFound, Problem, ProviderError
 from scripts.job_folder import job_ids, read_job
 from scripts.settings import Settings
 from scripts.store import open_store
@@ -20,6 +20,7 @@ from scripts.store import open_store
 if TYPE_CHECKING:
     from scripts.forgotten import Forgotten
     from scripts.reap import Decision
+    from scripts.tick import TickReport
 
 
 def _tick(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -27,6 +28,7 @@ def _tick(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.tick import tick
 
     report = tick(open_rooms(os.environ, settings.store), open_hands(os.environ))
+    _restore_endpoints(settings, report)
     if arguments.json:
         print(json.dumps(asdict(report), indent=2))
     else:
@@ -39,6 +41,23 @@ def _tick(arguments: argparse.Namespace, settings: Settings) -> int:
             *(Problem("tick", sentence, "the next tick tries it again") for sentence in report.troubles)
         )
     return 0
+
+
+def _restore_endpoints(settings: Settings, report: TickReport) -> None:
+    """Gives serving endpoints their workers back where whoever drained them did not live to do it."""
+    from scripts.backends.runpod_api import BASE_URL, RunpodApi
+    from scripts.serving.runpod_endpoint import endpoint_ids, restore
+
+    store = open_store(settings.store)
+    try:
+        for endpoint in endpoint_ids(store):
+            with RunpodApi(
+                os.environ.get("RUNPOD_API_KEY", ""), os.environ.get("RUNPOD_API_BASE_URL") or BASE_URL
+            ) as api:
+                if not restore(api, store, endpoint, time.time()):
+                    report.left += 1
+    except LorryError as error:
+        report.troubles.append(f"serving endpoints: {error}")
 
 
 def _reap_arguments(parser: argparse.ArgumentParser) -> None:

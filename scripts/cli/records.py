@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from scripts.cli.command import Command, actor, add_json, print_record
@@ -51,7 +52,8 @@ def _delete_arguments(parser: argparse.ArgumentParser) -> None:
 def _delete(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.cli.look_after_it import state_of
     from scripts.delete_client import delete_client, survey
-    from scripts.serving.client import Vllm
+    from scripts.serving.connect import connect
+    from scripts.store import open_store
 
     now, name = time.time(), arguments.client
     asked = survey(settings.store, name, arguments.also, known=_is_known(name), state=lambda f: state_of(f, now))
@@ -62,19 +64,20 @@ def _delete(arguments: argparse.Namespace, settings: Settings) -> int:
         else:
             for url, count in places.items():
                 print(f"{url}: {count} objects, old versions included")
-            for url in asked.there.servers:
-                print(f"{url}: its adapters would be unloaded")
+            for server in asked.there.servers:
+                print(f"{server.url}: its adapters would be unloaded")
             print(f"nothing was deleted; `lorry delete-client {name} --yes` deletes it for good")
         return 0
-    key = os.environ.get("LORRY_SERVING_KEY", "")
-    certificate = delete_client(asked, lambda url: Vllm(url, key), who=actor(os.environ), now=now)
+    store, who = open_store(settings.store), actor(os.environ)
+    to_server = partial(connect, store=store, environment=os.environ, by=who, now=time.time, sleep=time.sleep)
+    certificate = delete_client(asked, to_server, who=who, now=now)
     if arguments.json:
         print_record(certificate)
     else:
         for place in certificate.places:
             print(f"{place.url}: {place.removed} objects deleted, {place.bytes} bytes")
-        for server in certificate.servers:
-            print(f"{server.url}: {server.unloaded} adapters unloaded; {server.sentence}")
+        for left in certificate.servers:
+            print(f"{left.url}: {left.unloaded} adapters unloaded; {left.sentence}")
         print(f"certificate {settings.store}/_certificates/{name}-{int(now)}.json")
         print("not covered: " + "; ".join(certificate.not_covered))
     return 0

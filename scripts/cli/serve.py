@@ -33,10 +33,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=PORT, help="of the server opened with --local")
     first = "with the first JOB: "
     parser.add_argument("--at", metavar="URL", help=first + "the server, such as https://host or http://127.0.0.1:8800")
+    parser.add_argument("--endpoint", metavar="ID", help=first + "a Runpod serverless endpoint; it has its own URL")
     parser.add_argument("--adapters", metavar="URL", help=first + "the folder its adapters are copied to")
     parser.add_argument("--mounted", metavar="PATH", help=first + "that folder as the server sees it")
     parser.add_argument("--form", choices=["vllm", "peft"], help=first + "how adapters are laid out there (vllm)")
     parser.add_argument("--max-lora-rank", type=int, metavar="N", help=first + "as the server was started (16)")
+    parser.add_argument("--expert-gib", type=float, metavar="GIB", help=first + "GPU memory left for LoRA of experts")
     parser.add_argument("--canary", type=float, metavar="PERCENT", help="prove it, but for a share of users alone")
     parser.add_argument("--override", metavar="REASON", help="publish without a passing evaluation; it is recorded")
     add_json(parser)
@@ -54,7 +56,7 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _act(arguments: argparse.Namespace, settings: Settings) -> int:
-    from scripts.serving.client import Vllm
+    from scripts.serving.connect import connect
     from scripts.serving.history import history
     from scripts.serving.publish import Desk, check, publish, roll_back
     from scripts.store import open_store
@@ -62,8 +64,9 @@ def _act(arguments: argparse.Namespace, settings: Settings) -> int:
     store = open_store(settings.store)
     states = history(store, arguments.place)
     place = _place(arguments, store, states[-1].place if states else None)
-    with Vllm(place.url, os.environ.get("LORRY_SERVING_KEY", "")) as vllm:
-        desk = Desk(store, arguments.place, vllm, os.environ, actor(os.environ), time.time, time.sleep)
+    who = actor(os.environ)
+    with connect(place, store, os.environ, who, time.time, time.sleep) as vllm:
+        desk = Desk(store, arguments.place, vllm, os.environ, who, time.time, time.sleep)
         if arguments.job:
             share = None if arguments.canary is None else arguments.canary / 100
             state = publish(desk, arguments.job, place, override=arguments.override, canary=share)
@@ -80,14 +83,19 @@ def _place(arguments: argparse.Namespace, store: Store, known: Place | None) -> 
     """The place as recorded, with what was given now. Raises InputError when something is missing."""
     from recipes.serving import Place
     from scripts.job_folder import read_job
+    from scripts.serving.runpod_endpoint import openai_url
 
     values = known.model_dump() if known else {}
+    if arguments.at or arguments.endpoint:
+        values["base_sha256"] = None  # another server, or a new revision of its base
     given = {
         "url": "at",
         "adapters": "adapters",
         "mounted": "mounted",
         "form": "form",
         "max_lora_rank": "max_lora_rank",
+        "endpoint": "endpoint",
+        "expert_gib": "expert_gib",
     }
     values |= {name: value for name, flag in given.items() if (value := getattr(arguments, flag)) is not None}
     if known is None:
@@ -97,6 +105,10 @@ def _place(arguments: argparse.Namespace, store: Store, known: Place | None) -> 
         if launch is None:
             raise NotFound(Problem(f"job {arguments.job}", f"no such job in {store.url}", "see `lorry jobs`"))
         values["base"] = launch.recipe.base.id
+    if arguments.endpoint and not arguments.at:
+        values["url"] = openai_url(arguments.endpoint)
+    if values.get("endpoint"):
+        values.setdefault("mounted", "/runpod-volume/adapters")
     if "adapters" in values and str(values["adapters"]).startswith("file://"):
         values.setdefault("mounted", str(values["adapters"]).removeprefix("file://"))
     missing = [

@@ -23,7 +23,7 @@ from scripts.gateway.door import Door
 from scripts.gateway.http import Call, Endpoint, endpoint, guarded
 from scripts.gateway.queue import PREFIX
 from scripts.gateway.views import Json
-from scripts.serving.client import Vllm
+from scripts.serving.connect import connect
 from scripts.serving.history import history, served_name
 from scripts.serving.publish import Desk, publish, roll_back
 
@@ -69,9 +69,9 @@ def _roll_back(door: Door, call: Call) -> Json:
 def _desk(door: Door, call: Call, state: Serving) -> Iterator[Desk]:
     """What is published with. A failed proof is the server's word against the adapter: refused, the old one stays."""
     try:
-        with Vllm(state.place.url, door.environment.get("LORRY_SERVING_KEY", "")) as vllm:
-            who = f"client {call.client.name}"
-            yield Desk(door.room(call.client).jobs, PLACE, vllm, door.environment, who, door.now, time.sleep)
+        jobs, who = door.room(call.client).jobs, f"client {call.client.name}"
+        with connect(state.place, jobs, door.environment, who, door.now, time.sleep) as vllm:
+            yield Desk(jobs, PLACE, vllm, door.environment, who, door.now, time.sleep)
     except VerificationFailed as error:
         raise Refused(*error.problems) from None
 

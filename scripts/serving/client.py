@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -18,12 +19,27 @@ _TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 "Loading an adapter of 512 experts takes minutes."
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What a server was started with, as far as it can be known; None is unknown."""
+
+    lora: bool | None = None
+    "Whether it takes adapters at all."
+    max_lora_rank: int | None = None
+    max_loras: int = 1
+    gpu_gib: float | None = None
+    "All the memory of its GPUs."
+
+
 class NoAnswer(ProviderError):
     """Nobody is there, or the line is cut."""
 
 
 class Vllm:
     """One server. key: its own API key, sent as a bearer; it appears in no message."""
+
+    ready_seconds = 900.0
+    "Servers call themselves ready long before they are."
 
     def __init__(self, url: str, key: str = "") -> None:
         if not _SAFE_URL.match(url + "/"):
@@ -40,6 +56,23 @@ class Vllm:
     def models(self) -> dict[str, str | None]:
         """Name -> name of the base for an adapter, None for a base model."""
         return {str(m["id"]): m.get("parent") for m in self._ask("GET", "/v1/models").get("data", [])}
+
+    def names(self) -> list[str]:
+        """The adapters that are loaded."""
+        return [name for name, base in self.models().items() if base is not None]
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Unloads adapters for good."""
+        for name in names:
+            self.unload(name)
+
+    def offer(self) -> Offer:
+        """vLLM's own document lists the route of loading only where it was started with adapters."""
+        try:
+            paths = self._ask("GET", "/openapi.json").get("paths")
+        except ProviderError:  # a server may hide its document
+            return Offer()
+        return Offer(lora="/v1/load_lora_adapter" in paths) if isinstance(paths, dict) else Offer()
 
     def load(self, name: str, path: str) -> None:
         """Loads an adapter at runtime, in the place of one of that name. Raises ProviderError."""

@@ -34,6 +34,8 @@ class Asked(Protocol):
 class LocalServer:
     """The routes, and the adapters that are loaded: name -> path."""
 
+    has_lora = True
+
     def __init__(self, worker: Asked, base: str) -> None:
         self.worker, self.base = worker, base
         self.adapters: dict[str, str] = {}
@@ -118,16 +120,15 @@ def create_server(worker: Asked, base: str, server: LocalServer | None = None) -
     async def models(request: Request) -> Response:
         return JSONResponse(serving.models())
 
-    return Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/v1/models", models),
-            post("/v1/load_lora_adapter", serving.load),
-            post("/v1/unload_lora_adapter", serving.unload),
-            post("/v1/completions", serving.complete),
-            post("/v1/chat/completions", serving.chat),
-        ]
-    )
+    handlers = {"completions": serving.complete, "chat/completions": serving.chat}
+    if serving.has_lora:
+        handlers |= {"load_lora_adapter": serving.load, "unload_lora_adapter": serving.unload}
+
+    async def document(request: Request) -> Response:
+        return JSONResponse({"openapi": "3.1.0", "paths": {f"/v1/{name}": {"post": {}} for name in handlers}})
+
+    asked = [Route("/health", health), Route("/v1/models", models), Route("/openapi.json", document)]
+    return Starlette(routes=[*asked, *(post(f"/v1/{name}", handler) for name, handler in handlers.items())])
 
 
 def _text(body: Json, name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.evaluation import Override
+from recipes.job import Manifest
 from recipes.serving import Deed, Place, Serving
 from scripts import audit
 from scripts.dry_load import Server, dry_load
@@ -23,13 +24,11 @@ from scripts.errors import LorryError, Problem, ProviderError, Refused, Verifica
 from scripts.evaluate import promotable
 from scripts.export import export
 from scripts.job_folder import file_below
-from scripts.serving.client import Vllm
+from scripts.serving.client import Offer, Vllm
 from scripts.serving.history import following, history, newest, served_name
 from scripts.serving.probe import Heard, listen, read_points
 from scripts.store import Store, open_store
 
-READY_SECONDS = 900.0
-"Servers call themselves ready long before they are."
 PAUSE_SECONDS = 2.0
 WRONG_TRIES = 3
 "An adapter that answers, but wrongly, is heard so often before it is given up."
@@ -61,13 +60,11 @@ def publish(
     VerificationFailed when the server did not answer with this adapter: what was live is live again then.
     """
     known = promotable(desk.store, job_id, override=override, by=desk.by, now=desk.now())
-    if known.manifest.base_model != place.base:
-        got = f"an adapter of {known.manifest.base_model}, and this place serves {place.base}"
-        raise Refused(Problem(f"job {job_id}", got, "publish it where its own base is served"))
+    place = _of_this_base(place, known.manifest)
     states = history(desk.store, desk.place)
     before = states[-1] if states else None
-    _require_base(desk, place)
-    _carry(desk, job_id, place)
+    offer = _required_offer(desk, place)
+    _carry(desk, job_id, place, offer)
     deed: Deed = "publish" if canary is None else "canary"
     begun = _step(desk, before, deed, job_id, "begun", place=place, live=before.live if before else None)
     _tell(desk, known.override, job_id)
@@ -147,21 +144,45 @@ def _withdrawn(desk: Desk, state: Serving, canary: str, reason: str) -> Serving:
     return done
 
 
-def _require_base(desk: Desk, place: Place) -> None:
+def _of_this_base(place: Place, manifest: Manifest) -> Place:
+    """The place, which from its first adapter on keeps to the base that it was trained on. Raises Refused."""
+    where, serves = f"job {manifest.job_id}", place.base_sha256 or manifest.base_sha256
+    if manifest.base_model != place.base:
+        got = f"an adapter of {manifest.base_model}, and this place serves {place.base}"
+        raise Refused(Problem(where, got, "publish it where its own base is served"))
+    if manifest.base_sha256 != serves:
+        got = f"trained on other files of the base (sha256 {manifest.base_sha256[:12]}) than are served ({serves[:12]})"
+        raise Refused(Problem(where, got, "train it on that revision; where the server has a new one, give --at again"))
+    return place.model_copy(update={"base_sha256": serves})
+
+
+def _required_offer(desk: Desk, place: Place) -> Offer:
+    """What the server can do. Raises Refused where it takes no adapters, or serves another base."""
+    offer = desk.vllm.offer()
+    if offer.lora is False:
+        want = (
+            "start it with --enable-lora; on Runpod set ENABLE_LORA=true, elsewhere VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+        )
+        raise Refused(Problem(desk.vllm.url, "it was started without LoRA", want))
     bases = [name for name, parent in desk.vllm.models().items() if parent is None]
     if place.base not in bases:
         got = f"it serves {', '.join(bases) or 'nothing'}, not {place.base}"
         raise Refused(Problem(desk.vllm.url, got, "name the base there with --served-model-name, letter by letter"))
+    return offer
 
 
-def _carry(desk: Desk, job_id: str, place: Place) -> None:
+def _carry(desk: Desk, job_id: str, place: Place, offer: Offer) -> None:
     """Copies the adapter in the place's form, after a dry load; what is there already is not sent again."""
+    server = Server(
+        max_lora_rank=offer.max_lora_rank or place.max_lora_rank,
+        max_loras=offer.max_loras,
+        mixed_expert_formats=place.form == "peft",  # the local server reads fused experts, as PEFT does
+        expert_gib=place.expert_gib or offer.gpu_gib,
+    )
     with tempfile.TemporaryDirectory(prefix="lorry-serve-") as temporary:
         folder = Path(temporary) / "adapter"
         names = export(desk.store, job_id, place.form, folder, desk.environment)
-        if place.form == "vllm" and (
-            problems := dry_load(folder, place.base, Server(max_lora_rank=place.max_lora_rank))
-        ):
+        if problems := dry_load(folder, place.base, server):
             raise Refused(*problems)
         there = open_store(place.adapters)
         for name in names:
@@ -170,7 +191,9 @@ def _carry(desk: Desk, job_id: str, place: Place) -> None:
 
 def _proven(desk: Desk, place: Place, job_id: str) -> Heard:
     """Loads the adapter and waits until the server answers with it. Raises VerificationFailed, ProviderError."""
-    give_up = desk.now() + READY_SECONDS
+    if desk.model(job_id) in desk.vllm.models() and (heard := _heard(desk, place, job_id)[0]):
+        return heard
+    give_up = desk.now() + desk.vllm.ready_seconds
     desk.vllm.load(desk.model(job_id), f"{place.mounted.rstrip('/')}/{desk.model(job_id)}")
     wrong = 0
     while True:

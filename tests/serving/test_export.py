@@ -141,7 +141,7 @@ def test_memory_of_expert_buffers_on_the_80b_is_the_known_number(rank: int, gb: 
 def test_too_little_memory_for_expert_buffers_is_refused_with_the_number(adapter: Path) -> None:
     (problem,) = dry_load(adapter, BASE, Server(expert_gib=0.001, max_loras=4, max_lora_rank=16))
     assert "4 x rank 16 takes" in problem.got
-    assert "0.0 GiB are free" in problem.got
+    assert "there are 0.0 GiB" in problem.got
 
 
 def test_every_family_of_the_catalog_is_in_the_table_of_served_ones() -> None:

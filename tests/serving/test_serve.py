@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from scripts.serving.history import following, history, newest
 from scripts.serving.probe import listen, read_points
 from scripts.serving.publish import Desk, check, publish, roll_back
 from scripts.serving.worker import Worker, answer_command
-from scripts.store import open_store
+from scripts.store import open_store, sha256_of
 from tests.serving.conftest import finished_job
 from tests.serving.fake_vllm import FakeVllm, served
 
@@ -128,7 +129,7 @@ def test_ready_is_what_is_heard_and_not_what_is_said(scene: Scene) -> None:
 @pytest.mark.slow
 def test_a_server_that_never_becomes_ready_is_given_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.serving.fake_vllm.EARLY", 10**6)
-    monkeypatch.setattr("scripts.serving.publish.READY_SECONDS", 20.0)
+    monkeypatch.setattr("scripts.serving.client.Vllm.ready_seconds", 20.0)
     scene.server.fault = "early"
     with pytest.raises(VerificationFailed, match="does not exist"):
         scene.publish("good-1")
@@ -196,15 +197,49 @@ def test_nothing_is_touched_before_everything_is_in_order(scene: Scene, tmp_path
     scene.place = scene.place.model_copy(update={"base": BASE, "form": "vllm", "max_lora_rank": 1})
     with pytest.raises(Refused, match="rank 8, above the server's 1"):
         scene.publish("good-2")
+    for changes, words in (
+        ({"base_sha256": "0" * 64}, "trained on other files of the base"),
+        ({"expert_gib": 0.0001}, r"1 x rank 16 takes .* GiB for 8 experts in 4 layers, and there are 0.0 GiB"),
+    ):
+        scene.place = scene.place.model_copy(update={"base_sha256": None, "max_lora_rank": 16} | changes)
+        with pytest.raises(Refused, match=words):
+            scene.publish("good-2")
+    scene.place = scene.place.model_copy(update={"expert_gib": None})
     scene.server.base = "another/model"
     with pytest.raises(Refused, match="it serves another/model, not lorry/smoke"):
         scene.publish("good-2")
+    scene.server.base = BASE
+    _rename_modules(tmp_path / "jobs" / "good-2" / "adapter")
+    with pytest.raises(Refused, match="vLLM knows no such module"):
+        scene.publish("good-2", override="to see what the server would say")
     assert scene.server.adapters == {}
     assert history(scene.store, "main") == []
     with pytest.raises(NotFound, match="nothing was ever published"):
         newest(scene.store, "main")
     with pytest.raises(InputError, match="a-z, 0-9"):
         newest(scene.store, "../main")
+
+
+def _rename_modules(adapter: Path) -> None:
+    """An adapter of modules that nobody has, vouched for as if it were whole."""
+    from safetensors.torch import load_file, save_file
+
+    weights = adapter / "adapter_model.safetensors"
+    tensors = {name.replace("o_proj", "zz_proj"): tensor for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    manifest = json.loads((adapter / "manifest.json").read_text())
+    manifest["files"][weights.name] = sha256_of(weights)
+    (adapter / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.slow
+def test_a_server_that_was_started_without_lora_is_asked_nothing_more(scene: Scene, tmp_path: Path) -> None:
+    scene.server.has_lora = False
+    with served(scene.server) as url:
+        scene.desk = dataclasses.replace(scene.desk, vllm=Vllm(url))
+        with pytest.raises(Refused, match="it was started without LoRA; start it with --enable-lora"):
+            scene.publish("good-1")
+    assert not (tmp_path / "adapters").exists()
 
 
 @pytest.mark.slow

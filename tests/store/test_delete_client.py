@@ -56,9 +56,9 @@ def two_clients(store_url: str, job: Any, request: pytest.FixtureRequest) -> str
     return store_url
 
 
-def nobody(url: str) -> Vllm:
+def nobody(place: Place) -> Vllm:
     """No server is asked where nothing was published."""
-    raise AssertionError(url)
+    raise AssertionError(place.url)
 
 
 def _survey(url: str, client: str = "acme", *places: str, **changes: Any) -> Any:
@@ -167,13 +167,13 @@ def test_servers_and_the_folders_they_read_know_nothing_of_the_client_afterwards
             Vllm(url).load(name, str(folder / name))
             following(jobs, "main", None, place=place, live="job-1", deed="publish", job_id="job-1", by="ann",
                       at=1.0, outcome="done")  # fmt: skip
-        certificate = delete_client(_survey(two_clients), Vllm, who="ann", now=1.0)
+        certificate = delete_client(_survey(two_clients), lambda place: Vllm(place.url), who="ann", now=1.0)
         assert [(left.url, left.unloaded) for left in certificate.servers] == [(url, 1)]
         assert sorted(Vllm(url).models()) == ["clients/acme-2/job-1", "lorry/smoke"]
         assert [path.name for path in (folder / "clients").iterdir()] == ["acme-2"]
         assert [place.url for place in certificate.places][1] == f"{folder.as_uri()}/clients/acme"
     asked = _survey(two_clients, "acme-2")
-    silent = delete_client(asked, Vllm, who="ann", now=2.0)
+    silent = delete_client(asked, lambda place: Vllm(place.url), who="ann", now=2.0)
     assert "did not answer; where it still runs, start it anew" in silent.servers[0].sentence
 
 
