@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-ROUNDS = 5
+ROUNDS = 7
 KINDS = ("int8", "nf4")
 SIZES = {
     "vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 512,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -83,7 +85,9 @@ def read_shard(header: Header, crc32: int, device: Any) -> Iterator[tuple[str, T
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         found = zlib.crc32(file.read(header.start))
         for name in header.in_order():
-            tensor = header.empty(name, device=device)
+            tensor = header.empty(name, device="meta")
+            on_cpu = torch.device(device).type == "cpu"
+            tensor = _in_large_pages(tensor) if on_cpu else torch.empty_like(tensor, device=device)
             found = _read_to_cpu(file, tensor, found) if tensor.is_cpu else _read_to_gpu(file, tensor, found)
             yield name, tensor
     if found != crc32:
@@ -181,6 +185,16 @@ def _require_gapless(tensors: Mapping[str, Any]) -> int:
             raise ValueError
         at = end
     return at
+
+
+def _in_large_pages(like: Tensor) -> Tensor:
+    """Memory for a tensor in pages of 2 MiB where the kernel has them: a fault every 4 KiB costs more than reading."""
+    if like.nbytes < CHUNK:
+        return torch.empty_like(like, device="cpu")
+    memory = mmap.mmap(-1, like.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(like.shape)
 
 
 def _parts(tensor: Tensor) -> list[memoryview]:
