@@ -35,6 +35,7 @@ from scripts.reap import judge, look, reap
 from scripts.state import JobState, job_state
 from scripts.stop import stop_job
 from scripts.store import FileStore, open_store
+from scripts.tick import Hands, Room, tick
 from scripts.watch import watch
 from tests.runpod.conftest import data_in
 from tests.runpod.world import EPOCH, Killed, ReplayContainer, script_of
@@ -215,6 +216,8 @@ class World:
         if (ended == "completed") != (files.manifest is not None):
             self.found.append(f"{ended}, and the manifest is {'there' if files.manifest else 'not there'}")
         now = self.clock.now()
+        report = tick([Room(self.store)], Hands(lambda name: backend, backend.charges, self.clock.now))
+        self.found += [f"a tick was in trouble: {trouble}" for trouble in report.troubles]
         settlement = settle(self.store, files, job_state(files, None, now), backend.charges, now)
         if settlement is None or abs(settlement.usd - self.bill()) > 1e-5 or not settlement.is_final:
             self.found.append(f"the ledger is not the bill of ${self.bill():.4f}: {settlement}")
