@@ -106,7 +106,7 @@ resource "aws_security_group" "jobs" {
   count = var.network == null ? 0 : 1
 
   name        = "${var.prefix}-sagemaker"
-  description = "Training jobs: out over HTTPS, nothing in"
+  description = "Training jobs: out over HTTPS, and the hosts of a job to each other"
   vpc_id      = var.network.vpc_id
   tags        = local._tags
 }
@@ -121,4 +121,25 @@ resource "aws_vpc_security_group_egress_rule" "https" {
   from_port         = 443
   to_port           = 443
   tags              = local._tags
+}
+
+# A job of several hosts: NCCL and EFA need all traffic between them, in both directions.
+resource "aws_vpc_security_group_egress_rule" "hosts" {
+  count = var.network == null ? 0 : 1
+
+  security_group_id            = aws_security_group.jobs[0].id
+  description                  = "To the other hosts of a job"
+  referenced_security_group_id = aws_security_group.jobs[0].id
+  ip_protocol                  = "-1"
+  tags                         = local._tags
+}
+
+resource "aws_vpc_security_group_ingress_rule" "hosts" {
+  count = var.network == null ? 0 : 1
+
+  security_group_id            = aws_security_group.jobs[0].id
+  description                  = "From the other hosts of a job"
+  referenced_security_group_id = aws_security_group.jobs[0].id
+  ip_protocol                  = "-1"
+  tags                         = local._tags
 }

@@ -20,7 +20,11 @@ output "vpc_config" {
     Subnets          = var.network.subnet_ids
     SecurityGroupIds = aws_security_group.jobs[*].id
   }
-  depends_on = [aws_vpc_security_group_egress_rule.https]
+  depends_on = [
+    aws_vpc_security_group_egress_rule.https,
+    aws_vpc_security_group_egress_rule.hosts,
+    aws_vpc_security_group_ingress_rule.hosts,
+  ]
 }
 
 output "log_group" {

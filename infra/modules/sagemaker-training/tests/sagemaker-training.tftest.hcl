@@ -31,6 +31,13 @@ run "network_correct" {
     condition     = output.vpc_config.Subnets == tolist(["subnet-1"]) && length(output.vpc_config.SecurityGroupIds) == 1
     error_message = "CreateTrainingJob needs both."
   }
+  assert {
+    condition = (
+      aws_vpc_security_group_ingress_rule.hosts[0].referenced_security_group_id == aws_security_group.jobs[0].id &&
+      aws_vpc_security_group_egress_rule.hosts[0].referenced_security_group_id == aws_security_group.jobs[0].id
+    )
+    error_message = "Hosts of a job must reach each other, and nobody else may reach them."
+  }
 }
 
 run "network_incorrect" {
