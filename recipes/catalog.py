@@ -66,6 +66,15 @@ class LinearAttention(Strict):
     "How the input projections are fused: in_proj_qkvz + in_proj_ba, or in_proj_qkv, _z, _b, _a apart."
 
 
+class LatentAttention(Strict):
+    """Multi-head latent attention: queries, keys and values through narrow projections (DeepSeek-V3)."""
+
+    query_rank: int
+    kv_rank: int
+    rope_head_dim: int
+    value_head_dim: int
+
+
 class Shape(Strict):
     """The sizes a closed form needs; names as in transformers' configs where they are clear."""
 
@@ -80,14 +89,27 @@ class Shape(Strict):
     gated_attention: bool = False
     "q_proj is doubled: query and output gate."
     qk_norm: bool = False
+    attention_bias: bool = False
+    "q, k and v have a bias."
     linear_attention: LinearAttention | None = None
+    latent_attention: LatentAttention | None = None
+    "head_dim is then that of queries and keys, the rotated part included."
     intermediate: int = 0
     "Width of a dense MLP; 0 where every layer is a mixture of experts."
+    dense_layers: int = 0
+    "First layers of a mixture of experts that have a dense MLP all the same."
     experts: int = 0
     experts_per_token: int = 0
     expert_intermediate: int = 0
     shared_expert_intermediate: int = 0
+    shared_expert_gate: bool = True
+    "The shared expert has a gate; without one its module is called shared_experts."
     tied_embeddings: bool = False
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers with routed experts."""
+        return self.layers - self.dense_layers if self.experts else 0
 
 
 class BaseModelFacts(Fact):
@@ -164,6 +186,7 @@ class Tables(Strict):
 
     families: dict[str, Family]
     models: dict[str, BaseModelFacts]
+    refused: dict[str, str] = {}
     gpus: dict[str, Gpu]
     offers: dict[str, Price]
 
@@ -186,6 +209,8 @@ class Catalog:
     models: dict[str, BaseModelFacts]
     gpus: dict[str, Gpu]
     offers: dict[str, Offer]
+    refused: dict[str, str]
+    "Models that people ask for and that cannot be trained here -> why, and what would be right."
 
     def family_of(self, model: str) -> Family:
         """The family of a base model of the catalog."""
@@ -212,4 +237,4 @@ def catalog_of(tables: Tables) -> Catalog:
         for gpus in price.gpus:
             usd = round(price.usd_per_gpu_hour * gpus, 6)
             offers[f"{name}-{gpus}"] = Offer(**row, gpus=gpus, usd_per_hour=usd)
-    return Catalog(tables.families, tables.models, tables.gpus, offers)
+    return Catalog(tables.families, tables.models, tables.gpus, offers, tables.refused)

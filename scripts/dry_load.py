@@ -74,7 +74,7 @@ def expert_buffer_gib(shape: Shape, max_lora_rank: int, max_loras: int = 1) -> f
     7,680 x 2 bytes are 0.35 GiB per unit of rank on Qwen3-Next-80B.
     """
     per_expert = 3 * (shape.hidden + shape.expert_intermediate)
-    return shape.layers * shape.experts * per_expert * max_lora_rank * max_loras * _BYTES / 2**30
+    return shape.expert_layers * shape.experts * per_expert * max_lora_rank * max_loras * _BYTES / 2**30
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

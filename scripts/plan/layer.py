@@ -87,7 +87,7 @@ def _expert_terms(shape: Shape, rank: int, storage: Storage, tokens: int) -> lis
 
 def _factor_copies(shape: Shape, experts: list[Matrix], rank: int, storage: Storage) -> Term:
     """One layer's expert factors cast to the values' precision, and their gradients before they are added up."""
-    parameters = sum(matrix.lora(rank) for matrix in experts) / shape.layers
+    parameters = sum(matrix.lora(rank) for matrix in experts) / shape.expert_layers
     if storage.experts != "lean":
         return Term("factor copies", 0, "")
     cast = storage.value_bytes if storage.adapter_bytes != storage.value_bytes else 0

@@ -11,7 +11,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
-from recipes.catalog import BaseModelFacts, Family, Shape
+from recipes.catalog import BaseModelFacts, Family, LatentAttention, Shape
 from recipes.recipe import Adapter, TargetGroup
 
 
@@ -57,10 +57,11 @@ def matrices(shape: Shape) -> Mapping[TargetGroup, tuple[Matrix, ...]]:
     if shape.linear_attention:
         groups["linear_attention"] = _linear_attention(shape)
     if shape.intermediate:
-        groups["mlp"] = _mlp("", shape.hidden, shape.intermediate, shape.layers)
+        groups["mlp"] = _mlp("", shape.hidden, shape.intermediate, shape.layers - shape.expert_layers)
     if shape.shared_expert_intermediate:
         width = shape.shared_expert_intermediate
-        groups["shared_expert"] = _mlp("mlp.shared_expert.", shape.hidden, width, shape.layers)
+        name = "mlp.shared_expert." if shape.shared_expert_gate else "mlp.shared_experts."
+        groups["shared_expert"] = _mlp(name, shape.hidden, width, shape.expert_layers)
     if shape.experts:
         groups["experts"] = _experts(shape)
     return MappingProxyType(groups)
@@ -99,11 +100,15 @@ def small_parameters(shape: Shape) -> int:
     """Router, norms, convolutions, gates and biases: never quantised, never trained."""
     hidden, layers = shape.hidden, shape.layers
     total = 2 * hidden * layers + hidden  # two norms a layer, one at the end
-    total += hidden * shape.experts * layers
-    if shape.shared_expert_intermediate:
-        total += hidden * layers  # the gate of the shared expert
+    total += hidden * shape.experts * shape.expert_layers
+    if shape.shared_expert_intermediate and shape.shared_expert_gate:
+        total += hidden * shape.expert_layers
     if shape.qk_norm:
         total += 2 * shape.head_dim * shape.attention_layers
+    if shape.attention_bias:
+        total += (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.attention_layers
+    if latent := shape.latent_attention:
+        total += (latent.query_rank + latent.kv_rank) * layers  # their norms
     if linear := shape.linear_attention:
         channels = 2 * linear.key_heads * linear.key_head_dim + linear.value_heads * linear.value_head_dim
         # convolution, A_log, dt_bias, gated norm
@@ -127,13 +132,15 @@ def layer_parameters(shape: Shape) -> int:
             mixers.append(size // shape.attention_layers)
         elif group == "linear_attention" and shape.linear_attention:
             mixers.append(size // shape.linear_attention.layers)
-        else:
-            per_layer += size // shape.layers
+        elif not (group == "mlp" and shape.experts):  # a dense layer is smaller than one with all its experts
+            per_layer += size // (shape.expert_layers or shape.layers)
     return per_layer + max(mixers)
 
 
 def _attention(shape: Shape) -> tuple[Matrix, ...]:
     hidden, layers = shape.hidden, shape.attention_layers
+    if shape.latent_attention:
+        return _latent_attention(shape, shape.latent_attention)
     inner, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     query = inner * 2 if shape.gated_attention else inner
     return (
@@ -142,6 +149,19 @@ def _attention(shape: Shape) -> tuple[Matrix, ...]:
         Matrix("v_proj", hidden, kv, layers, layers),
         Matrix("o_proj", inner, hidden, layers, layers),
     )
+
+
+def _latent_attention(shape: Shape, latent: LatentAttention) -> tuple[Matrix, ...]:
+    heads, layers = shape.heads, shape.attention_layers
+    keys = shape.head_dim - latent.rope_head_dim
+    sizes = {
+        "q_a_proj": (shape.hidden, latent.query_rank),
+        "q_b_proj": (latent.query_rank, heads * shape.head_dim),
+        "kv_a_proj_with_mqa": (shape.hidden, latent.kv_rank + latent.rope_head_dim),
+        "kv_b_proj": (latent.kv_rank, heads * (keys + latent.value_head_dim)),
+        "o_proj": (heads * latent.value_head_dim, shape.hidden),
+    }
+    return tuple(Matrix(name, inputs, outputs, layers, layers) for name, (inputs, outputs) in sizes.items())
 
 
 def _linear_attention(shape: Shape) -> tuple[Matrix, ...]:
@@ -173,7 +193,7 @@ def _mlp(prefix: str, hidden: int, width: int, layers: int) -> tuple[Matrix, ...
 
 def _experts(shape: Shape) -> tuple[Matrix, ...]:
     hidden, width = shape.hidden, shape.expert_intermediate
-    copies, active = shape.layers * shape.experts, shape.layers * shape.experts_per_token
+    copies, active = shape.expert_layers * shape.experts, shape.expert_layers * shape.experts_per_token
     return (
         Matrix("mlp.experts.gate_up_proj", hidden, 2 * width, copies, active, True, shape.experts),
         Matrix("mlp.experts.down_proj", width, hidden, copies, active, True, shape.experts),

@@ -164,9 +164,9 @@ def _activations(shape: Shape, storage: Storage, tokens: float) -> tuple[str, fl
     if not shape.experts or storage.experts != "lean":
         return "moving activations", 0.0, ""
     values = ROW_VALUES[0] * shape.hidden + ROW_VALUES[1] * shape.expert_intermediate
-    per_token = shape.layers * shape.experts_per_token * values * storage.value_bytes
+    per_token = shape.expert_layers * shape.experts_per_token * values * storage.value_bytes
     says = (
-        f"{tokens:,.0f} tokens x {shape.layers} layers x {shape.experts_per_token} routes x {values:,} values x "
+        f"{tokens:,.0f} tokens x {shape.expert_layers} layers x {shape.experts_per_token} routes x {values:,} values x "
         f"{storage.value_bytes} bytes"
     )
     return "moving activations", tokens * per_token, says

@@ -33,13 +33,27 @@ def _config(family: Family, shape: Shape) -> Any:
     }
     if shape.intermediate:
         sizes["intermediate_size"] = shape.intermediate
+    if shape.attention_bias:
+        sizes["attention_bias"] = True
+    if shape.dense_layers:
+        shared = shape.shared_expert_intermediate // shape.expert_intermediate
+        sizes |= {"first_k_dense_replace": shape.dense_layers, "n_shared_experts": shared, "use_qk_norm": shape.qk_norm}
+    if latent := shape.latent_attention:
+        del sizes["head_dim"]
+        sizes |= {
+            "q_lora_rank": latent.query_rank,
+            "kv_lora_rank": latent.kv_rank,
+            "qk_rope_head_dim": latent.rope_head_dim,
+            "qk_nope_head_dim": shape.head_dim - latent.rope_head_dim,
+            "v_head_dim": latent.value_head_dim,
+        }
     if shape.experts:
         sizes |= {
-            "num_experts": shape.experts,
+            "n_routed_experts" if shape.dense_layers else "num_experts": shape.experts,
             "num_experts_per_tok": shape.experts_per_token,
             "moe_intermediate_size": shape.expert_intermediate,
         }
-    if shape.shared_expert_intermediate:
+    if shape.shared_expert_intermediate and shape.shared_expert_gate:
         sizes["shared_expert_intermediate_size"] = shape.shared_expert_intermediate
     if linear := shape.linear_attention:
         sizes |= {
@@ -83,7 +97,7 @@ def _with_every_group(name: str) -> Any:
 def _group_of(parameter: str, family: Family) -> str:
     for name, group in family.groups.items():
         if any(f".{linear}.lora_" in parameter for linear in group.linears):
-            if not re.search(r"\.(shared_expert|experts)\.", parameter):
+            if not re.search(r"\.(shared_experts?|experts)\.", parameter):
                 return name
         elif any(f".{'.'.join(p.split('.')[:2])}." in parameter for p in group.parameters):
             return name
@@ -132,7 +146,7 @@ def test_router_and_gates_exist_and_stay_frozen(name: str) -> None:
     assert bool(family.frozen) == bool(CATALOG.models[name].shape.experts)
     for suffix in family.frozen:
         found = [parameter for key, parameter in parameters.items() if key.endswith(suffix)]
-        assert len(found) == CATALOG.models[name].shape.layers
+        assert len(found) == CATALOG.models[name].shape.expert_layers
         assert not any(parameter.requires_grad for parameter in found)
 
 

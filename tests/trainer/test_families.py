@@ -30,12 +30,22 @@ HYBRID = MOE | {
     "linear_num_value_heads": 4,
     "shared_expert_intermediate_size": 32,
 }
+ROUTED = {
+    "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "num_hidden_layers": 3, "first_k_dense_replace": 1, "intermediate_size": 96,
+}  # fmt: skip
+LATENT = ROUTED | {
+    "num_key_value_heads": 4, "head_dim": None, "q_lora_rank": 24, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
 VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
 FAMILIES = {
     "mistral": ("mistralai/Mistral-7B-Instruct-v0.2", DENSE),
     "qwen3": ("Qwen/Qwen3-8B", DENSE),
     "qwen3_moe": ("Qwen/Qwen3-30B-A3B-Instruct-2507", MOE),
     "qwen3_5_moe": ("Qwen/Qwen3.6-35B-A3B", HYBRID),
+    "glm4_moe": ("zai-org/GLM-4.5-Air", ROUTED | {"attention_bias": True}),
+    "deepseek_v3": ("deepseek-ai/DeepSeek-V3", LATENT),
 }
 
 
@@ -51,6 +61,7 @@ def tiny(family: str, smoke_model: Path, folder: Path) -> Path:
         "eos_token_id": 2,
         **FAMILIES[family][1],
     }
+    text = {name: value for name, value in text.items() if value is not None}
     torch.manual_seed(0)
     if family == "qwen3_5_moe":
         config = AutoConfig.for_model(family, text_config=text, vision_config=VISION)
