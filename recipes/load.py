@@ -74,6 +74,9 @@ def catalog_problems(value: Any, catalog: Catalog, shown: str, lines: Mapping[Pa
     model = catalog.models.get(name) if isinstance(name, str) else None
     if model is not None:
         problems += _problems_with(model, str(name), value, catalog, shown, lines)
+    elif isinstance(name, str) and name in catalog.refused:
+        reason, _, step = catalog.refused[name].rpartition("; ")
+        problems.append(Problem(place(shown, ("base", "id"), lines), f"'{name}' cannot be trained: {reason}", step))
     elif isinstance(name, str):
         where = place(shown, ("base", "id"), lines)
         problems.append(Problem(where, f"unknown model '{name}'", _near(name, catalog.models)))

@@ -29,7 +29,7 @@ def test_every_row_has_a_source_and_a_date_that_has_been() -> None:
     assert len(rows) > 60
     for name, row in rows.items():
         assert len(row.source) > 3, name
-        assert datetime.date(2026, 1, 1) <= row.date <= datetime.date(2026, 11, 22), name
+        assert datetime.date(2026, 1, 1) <= row.date <= datetime.date(2026, 11, 27), name
 
 
 @pytest.mark.parametrize(
