@@ -186,7 +186,7 @@ class Tables(Strict):
 
     families: dict[str, Family]
     models: dict[str, BaseModelFacts]
-    refused: dict[str, str] = {}
+    refused: dict[str, str] = Field(default_factory=dict)
     gpus: dict[str, Gpu]
     offers: dict[str, Price]
 
