@@ -66,6 +66,10 @@ class SageMakerBackend:
 
         Raises Refused when a quota or a right is missing, Conflict when another's job has the name, ProviderError.
         """
+        if self._settings.sdk:
+            from scripts.backends.sagemaker_sdk import through_sdk
+
+            request = through_sdk(request)
         for number in range(1, MOST_NUMBERS + 1):
             name = training_job_name(self._settings.prefix, spec.job_id, spec.store, number)
             if self._create({**request, "TrainingJobName": name}):

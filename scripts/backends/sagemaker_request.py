@@ -66,11 +66,13 @@ class SageMakerSettings:
     security_groups: tuple[str, ...] = ()
     spot: bool = False
     warm_minutes: int = 0
+    sdk: bool = False
+    "Whether the request goes through SageMaker's own SDK."
 
 
 def read_sagemaker_settings(environment: Mapping[str, str]) -> SageMakerSettings:
-    """Settings from LORRY_SAGEMAKER_{ROLE,PREFIX,SUBNETS,SECURITY_GROUPS,SPOT,WARM_MINUTES}, LORRY_IMAGE,
-    LORRY_KMS_KEY, and LORRY_STORE_REGION or AWS_DEFAULT_REGION. Raises InputError."""
+    """Settings from LORRY_SAGEMAKER_{ROLE,PREFIX,SUBNETS,SECURITY_GROUPS,SPOT,WARM_MINUTES,SDK},
+    LORRY_IMAGE, LORRY_KMS_KEY, and LORRY_STORE_REGION or AWS_DEFAULT_REGION. Raises InputError."""
     problems = []
     spot, warm = environment.get("LORRY_SAGEMAKER_SPOT", "no"), environment.get("LORRY_SAGEMAKER_WARM_MINUTES", "0")
     prefix = environment.get("LORRY_SAGEMAKER_PREFIX") or PREFIX
@@ -92,6 +94,7 @@ def read_sagemaker_settings(environment: Mapping[str, str]) -> SageMakerSettings
         subnets=_words(environment, "LORRY_SAGEMAKER_SUBNETS"),
         security_groups=_words(environment, "LORRY_SAGEMAKER_SECURITY_GROUPS"),
         spot=spot == "yes",
+        sdk=environment.get("LORRY_SAGEMAKER_SDK") == "yes",
         warm_minutes=int(warm),
     )
 

@@ -109,6 +109,7 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--training-set", type=Path, required=True, metavar="FILE")
     parser.add_argument("--backend", choices=get_args(BackendName), help="default: where the plan is cheapest")
     parser.add_argument("--job", metavar="ID", help="name the job; launching the same job twice starts it once")
+    parser.add_argument("--sdk", action="store_true", help="on SageMaker: ask through its own SDK (the `aws` extra)")
     add_json(parser)
 
 
@@ -120,7 +121,7 @@ def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
 
     with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
         job = _prepared(arguments, settings, Path(folder))
-        backend = open_backend(job.spec.backend, os.environ)
+        backend = open_backend(job.spec.backend, _environment(arguments))
         store, now = open_store(settings.store), time.time()
         record(store, "launch", job.spec.job_id, who=actor(os.environ), now=now, note=_terms(job))
         submission = launch(store, job.spec, job.plan, job.data, backend, now)
@@ -140,12 +141,17 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         job = _prepared(arguments, settings, Path(folder))
         store = open_store(settings.store)
         record(store, "launch", job.spec.job_id, who=actor(os.environ), now=time.time(), note=_terms(job))
-        done = run(job, settings, os.environ, _say, sys.stderr, now=time.time)
+        done = run(job, settings, _environment(arguments), _say, sys.stderr, now=time.time)
     if arguments.json:
         print_record(done.manifest)
     else:
         print(done.summary)
     return 0
+
+
+def _environment(arguments: argparse.Namespace) -> dict[str, str]:
+    """What a backend reads, with what the command line adds."""
+    return {**os.environ} | ({"LORRY_SAGEMAKER_SDK": "yes"} if arguments.sdk else {})
 
 
 def _terms(job: PreparedJob) -> str:
