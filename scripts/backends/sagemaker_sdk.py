@@ -25,13 +25,13 @@ def through_sdk(request: Mapping[str, Any]) -> Json:
 
     Raises Refused where the SDK is not installed.
     """
-    # It would refuse a role that lacks rights which no job of ours uses, and send a word home with each job.
-    os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")
     try:
         model_trainer = import_module("sagemaker.train").ModelTrainer
     except ImportError:
         want = "install the `aws` extra, or launch without --sdk: the job is the same"
         raise Refused(Problem("--sdk", "the package sagemaker is not installed", want)) from None
+    # It would refuse a role that lacks rights which no job of ours uses.
+    os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")
     trainer = model_trainer(**_arguments(request))
     trainer.with_metric_definitions(_metrics(request))
     body: Json = trainer._create_training_job_args(boto3=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def test_the_sdk_asks_for_the_same_but_for_its_channels_and_entry_point(bucket: 
     assert "python -m scripts.container --store s3://bucket/clients/acme/jobs --job bicycle-1" in text
 
 
-def test_without_the_sdk_the_flag_is_refused_with_the_other_way() -> None:
+def test_without_the_sdk_the_flag_is_refused_with_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sagemaker.train", None)
     with pytest.raises(Refused, match="the package sagemaker is not installed; install the `aws` extra, or launch"):
         through_sdk({})
