@@ -84,10 +84,12 @@ class Job:
     on_since: float | None = None
     stop: str = ""
     told_at: float | None = None
-    running: Running | None = None
+    running: list[Running] = field(default_factory=list)
+    "The containers of its hosts; empty where it has none."
     starts: int = 0
     transitions: list[Json] = field(default_factory=list)
-    lines: list[tuple[float, str]] = field(default_factory=list)
+    lines: list[tuple[int, float, str]] = field(default_factory=list)
+    "Host from 1, time, what it printed."
 
     @property
     def name(self) -> str:
@@ -225,17 +227,19 @@ class SageMaker:
         return page | ({"NextToken": str(start + most)} if start + most < len(found) else {})
 
     def do_describe_log_streams(self, body: Json) -> Json:
-        names = [f"{job.name}/algo-1-{int(job.created_at)}" for job in self.jobs.values() if job.lines]
-        if not names:
+        hosts = {(job.name, host, int(job.created_at)) for job in self.jobs.values() for host, _, _ in job.lines}
+        if not hosts:
             raise Refusal("ResourceNotFoundException", "The specified log group does not exist.")
+        names = [f"{name}/algo-{host}-{at}" for name, host, at in sorted(hosts)]
         prefix = body.get("logStreamNamePrefix", "")
         return {"logStreams": [{"logStreamName": name} for name in names if name.startswith(prefix)]}
 
     def do_get_log_events(self, body: Json) -> Json:
         """Two events a page, so that whoever reads must turn it."""
-        job = self.jobs[body["logStreamName"].partition("/")[0]]
+        name, _, stream = body["logStreamName"].partition("/")
+        lines = [(at, line) for host, at, line in self.jobs[name].lines if stream.startswith(f"algo-{host}-")]
         start = int((body.get("nextToken") or "f/0").rpartition("/")[2])
-        page = job.lines[start : start + 2]
+        page = lines[start : start + 2]
         events = [{"timestamp": int(at * 1000), "message": line, "ingestionTime": int(at * 1000)} for at, line in page]
         return {"events": events, "nextForwardToken": f"f/{start + len(page)}", "nextBackwardToken": "b/0"}
 
@@ -271,8 +275,7 @@ class SageMaker:
 
     def close(self) -> None:
         for job in self.jobs.values():
-            if job.running is not None:
-                job.running.end(at_once=True)
+            _end(job, at_once=True)
 
     def _step(self, job: Job, now: float) -> bool:
         """Whether something changed."""
@@ -281,7 +284,7 @@ class SageMaker:
         if job.is_spot and not job.stop and now - job.created_at > limits["MaxWaitTimeInSeconds"]:
             job.stop = "MaxWaitTimeExceeded"
             return True
-        if job.stop and job.running is None:
+        if job.stop and not job.running:
             return self._finish(job, "Stopped", job.stop, now)
         match job.secondary:
             case "Starting" | "Interrupted":
@@ -306,15 +309,20 @@ class SageMaker:
         return True
 
     def _train(self, job: Job, now: float) -> bool:
-        spec = job.body["AlgorithmSpecification"]
-        home = self.folder / job.name / str(job.starts)
-        base = home / "opt" / "ml"
+        count = job.body["ResourceConfig"]["InstanceCount"]
+        job.running = [self._start(job, host + 1, count) for host in range(count)]
+        job.starts += 1
+        self._turn(job, "Training", now)
+        return True
+
+    def _start(self, job: Job, host: int, count: int) -> Running:
+        """The container of one host, with the platform's files below its own /opt/ml."""
+        spec, base = job.body["AlgorithmSpecification"], self._base(job, job.starts, host)
         for channel in job.body.get("InputDataConfig", ()):
-            self.bucket(
-                channel["DataSource"]["S3DataSource"]["S3Uri"], base / "input" / "data" / channel["ChannelName"]
-            )
-        hosts = [f"algo-{n + 1}" for n in range(job.body["ResourceConfig"]["InstanceCount"])]
-        told = {"current_host": "algo-1", "hosts": hosts, "network_interface_name": "eth0"}
+            url = channel["DataSource"]["S3DataSource"]["S3Uri"]
+            self.bucket(url, base / "input" / "data" / channel["ChannelName"])
+        hosts = [f"algo-{n + 1}" for n in range(count)]
+        told = {"current_host": f"algo-{host}", "hosts": hosts, "network_interface_name": "eth0"}
         (base / "input" / "config").mkdir(parents=True)
         (base / "input" / "config" / "resourceconfig.json").write_text(json.dumps(told))
         if (mirror := self.folder / job.name / "mirror").is_dir():
@@ -322,43 +330,46 @@ class SageMaker:
         env = {**self.variables, **job.body.get("Environment", {}), "SAGEMAKER_BASE_DIR": str(base)}
         env |= {"TRAINING_JOB_NAME": job.name, "AWS_REGION": REGION}
         command = [*spec["ContainerEntrypoint"], *spec.get("ContainerArguments", ["train"])]
-        job.running = self.runner.start(job.name, command, env, home)
-        job.starts += 1
-        self._turn(job, "Training", now)
-        return True
+        return self.runner.start(job.name, command, env, base.parent.parent)
+
+    def _base(self, job: Job, start: int, host: int) -> Path:
+        return self.folder / job.name / f"{start}-algo-{host}" / "opt" / "ml"
 
     def _watch(self, job: Job, now: float) -> bool:
-        """A container that runs: its end, its limits, and whoever wants it to end."""
-        assert job.running is not None
-        job.lines += [(now, line) for line in job.running.lines()]
-        if (code := job.running.exit_code()) is not None:
-            job.lines += [(now, line) for line in job.running.lines()]
-            return self._left(job, code, now)
+        """Containers that run: their ends, their limits, and whoever wants them to end."""
+        codes = [running.exit_code() for running in job.running]
+        for host, running in enumerate(job.running, 1):
+            job.lines += [(host, now, line) for line in running.lines()]
+        if None not in codes:
+            return self._left(job, next((code for code in codes if code), 0) or 0, now)
+        if any(codes) and job.told_at is None:  # one host that fails ends the job
+            job.told_at, job.stop = now, job.stop or "host failed"
+            _end(job)
         due = job.mishap if job.mishap is not None and now - (job.on_since or now) >= job.mishap.after_seconds else None
         if due is not None and due.kind == "internal":
-            job.running.end(at_once=True)
-            job.running = None
+            _end(job, at_once=True)
+            job.running = []
             job.failure = "InternalServerError: We encountered an internal error. Please try again."
             return self._finish(job, "Failed", "Failed", now)
         if job.used(now) > job.body["StoppingCondition"]["MaxRuntimeInSeconds"] and not job.stop:
             job.stop = "MaxRuntimeExceeded"
         if job.told_at is None and (job.stop or (due is not None and due.kind == "interrupt")):
             job.told_at = now
-            job.running.end()
+            _end(job)
             return True
         if job.told_at is not None and now - job.told_at > GRACE_SECONDS:
-            job.running.end(at_once=True)
+            _end(job, at_once=True)
             return True
         return False
 
     def _left(self, job: Job, code: int, now: float) -> bool:
-        """The container has ended, by itself or because it was told."""
-        base = self.folder / job.name / str(job.starts - 1) / "opt" / "ml"
+        """All containers have ended, by themselves or because they were told."""
+        base = self._base(job, job.starts - 1, 1)
         if (base / "checkpoints").is_dir():
             shutil.copytree(base / "checkpoints", self.folder / job.name / "mirror", dirs_exist_ok=True)
         interrupted = job.told_at is not None and not job.stop
-        job.running, job.told_at = None, None
-        if job.stop:
+        job.running, job.told_at = [], None
+        if job.stop and job.stop != "host failed":
             return self._finish(job, "Stopped", job.stop, now)
         if interrupted:
             job.on_seconds, job.on_since, job.mishap = job.used(now), None, None
@@ -381,3 +392,8 @@ class SageMaker:
     def _turn(self, job: Job, secondary: str, now: float) -> None:
         job.secondary, job.at = secondary, now
         job.transitions.append({"Status": secondary, "StartTime": now, "StatusMessage": secondary})
+
+
+def _end(job: Job, *, at_once: bool = False) -> None:
+    for running in job.running:
+        running.end(at_once=at_once)

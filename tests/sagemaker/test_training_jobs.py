@@ -43,7 +43,7 @@ def test_a_job_is_asked_for_once_trained_followed_and_settled_by_its_billed_seco
     seen = room.backend.observe(handle)
     assert (seen.phase, seen.detail) == ("gone", f"training job {job.name}: Completed")
     assert job.starts == 1
-    host = room.account.folder / job.name / "0"
+    host = room.account.folder / job.name / "0-algo-1"
     environment = json.loads((host / "environment.json").read_text())
     assert environment["LORRY_STORE"] == room.spec.store
     assert (host / "opt/ml/input/data/training/train.jsonl").read_text() == "{}\n"
@@ -119,3 +119,22 @@ def test_the_platforms_own_time_limit_ends_a_job_and_says_so(make_room: MakeRoom
     room.backend.stop(again)
     room.finish()
     assert set(room.backend.charges(room.store, room.files()).usd) == {handle["training_job"], again["training_job"]}
+
+
+@pytest.mark.slow
+def test_the_hosts_of_one_training_job_are_the_nodes_of_the_job(make_room: MakeRoom) -> None:
+    room = make_room(steps=40, step_seconds=0.1)
+    room.spec = room.spec.model_copy(update={"nodes": 2})
+    handle = room.launch().handle
+    files = room.finish()
+    job = room.account.jobs[handle["training_job"]]
+    assert job.status == "Completed", room.said()
+    assert files.manifest is not None
+    said = "\n".join(room.backend.logs(handle))
+    assert "algo-1: " in said
+    assert re.search("algo-2: .*node 1 joins attempt 1", said)
+    assert files.container is not None
+    assert len(files.container.attempts) == 1
+    usd = room.backend.charges(room.store, files)
+    assert usd is not None
+    assert usd.usd[job.name] == pytest.approx(2 * int(job.on_seconds) / 3600 * 7.912, abs=1e-5)
