@@ -35,7 +35,7 @@ from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.processes import ProcessRunner
 from scripts.fake_runpod.server import serve
 from scripts.fake_runpod.store import serve_store
-from scripts.machine import free_port
+from scripts.nodes import free_port
 from scripts.supervisor import start_child
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from scripts.machine import free_port
+from scripts.nodes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "demo-serve"

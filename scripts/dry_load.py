@@ -26,6 +26,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<kind>[AB])\.weight")
 _LAYER = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<rest>.+)")
 _EXPERT = re.compile(r"mlp\.experts\.(?P<expert>\d+)\.(?P<projection>gate_proj|up_proj|down_proj)")
+_SHARED = re.compile(r"mlp\.experts\.(w[123])")
 _FUSED = {"mlp.experts.base_layer": "mlp.experts.gate_up_proj", "mlp.experts": "mlp.experts.down_proj"}
 _REFUSED = {  # field of adapter_config.json -> its only value that vLLM takes
     "use_dora": False,
@@ -46,6 +47,8 @@ class Server:
     "The name of the base model there; None is the model's own."
     mixed_expert_formats: bool = False
     "--enable-mixed-moe-lora-format."
+    shared_experts: bool = False
+    "--enable-moe-shared-loras: the factors on the hidden dimension are one for all experts of a layer."
     expert_gib: float | None = None
 
 
@@ -67,14 +70,15 @@ def dry_load(folder: Path, base: str, server: Server) -> list[Problem]:
     return problems
 
 
-def expert_buffer_gib(shape: Shape, max_lora_rank: int, max_loras: int = 1) -> float:
+def expert_buffer_gib(shape: Shape, max_lora_rank: int, max_loras: int = 1, *, shared: bool = False) -> float:
     """GPU memory in GiB that vLLM takes for LoRA of experts, at its largest rank, even for adapters without any.
 
     Per layer, expert and unit of rank: gate and up (in + out each) and down (in + out); 48 layers x 512 experts x
-    7,680 x 2 bytes are 0.35 GiB per unit of rank on Qwen3-Next-80B.
+    7,680 x 2 bytes are 0.35 GiB per unit of rank on Qwen3-Next-80B; 0.07 where the hidden side is `shared`.
     """
-    per_expert = 3 * (shape.hidden + shape.expert_intermediate)
-    return shape.expert_layers * shape.experts * per_expert * max_lora_rank * max_loras * _BYTES / 2**30
+    hidden = 3 * shape.hidden * (1 if shared else shape.experts)
+    inner = 3 * shape.expert_intermediate * shape.experts
+    return shape.expert_layers * (hidden + inner) * max_lora_rank * max_loras * _BYTES / 2**30
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -144,7 +148,7 @@ def _config_problems(folder: Path, config: Mapping[str, Any], base: str, server:
 
 def _memory(folder: Path, shape: Shape, server: Server) -> Iterator[Problem]:
     if shape.experts and server.expert_gib is not None:
-        needed = expert_buffer_gib(shape, server.max_lora_rank, server.max_loras)
+        needed = expert_buffer_gib(shape, server.max_lora_rank, server.max_loras, shared=server.shared_experts)
         if needed > server.expert_gib:
             got = (
                 f"{server.max_loras} x rank {server.max_lora_rank} takes {needed:.1f} GiB for {shape.experts} experts"
@@ -185,11 +189,15 @@ def _fault(
     if at is None or int(at["layer"]) >= shape.layers:
         return "would be ignored: the model has no such layer"
     rest, experts = at["rest"], 1
+    if shared := _SHARED.fullmatch(rest):
+        return _shared_fault(shared[1], kind, found, shape, server, rank)
     if rest in _FUSED:
         if served.experts == "one_by_one" and not server.mixed_expert_formats:
             return "would be ignored: fused experts, and vLLM reads this model's experts one by one"
         rest, experts = _FUSED[rest], shape.experts
     elif expert := _EXPERT.fullmatch(rest):
+        if server.shared_experts:
+            return "would be refused: single experts, and the server runs with --enable-moe-shared-loras"
         if served.experts != "one_by_one":
             return "would be refused: single experts, and vLLM reads this model's experts fused"
         if int(expert["expert"]) >= shape.experts:
@@ -201,6 +209,18 @@ def _fault(
         return "would be ignored: this layer has no such module"
     outputs, inputs = sizes[rest]
     wanted = (experts * rank, inputs) if kind == "A" else (outputs, experts * rank)
+    return "" if found == wanted else f"would be refused: shape {list(found)} where {list(wanted)} fits"
+
+
+def _shared_fault(part: str, kind: str, found: tuple[int, ...], shape: Shape, server: Server, rank: int) -> str:
+    """The same of a shared-outer matrix: w1 gate and w3 up share their A, w2 down its B."""
+    if not shape.experts:
+        return "would be ignored: this layer has no such module"
+    if not server.shared_experts:
+        return "would be refused: shared experts, and the server runs without --enable-moe-shared-loras"
+    outer = (kind == "A") == (part != "w2")
+    width = shape.hidden if outer else shape.expert_intermediate
+    wanted = (1 if outer else shape.experts, *((rank, width) if kind == "A" else (width, rank)))
     return "" if found == wanted else f"would be refused: shape {list(found)} where {list(wanted)} fits"
 
 

@@ -22,7 +22,7 @@ from scripts.machine import trainer_environment
 from scripts.pull import pull
 from scripts.store import Store, disk_errors
 
-Form = Literal["peft", "vllm", "merged", "axolotl", "llamafactory", "skypilot"]
+Form = Literal["peft", "vllm", "shared", "merged", "axolotl", "llamafactory", "skypilot"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
@@ -44,7 +44,7 @@ def export(store: Store, job_id: str, form: Form, to: Path, environment: Mapping
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as temporary:
             built = Path(temporary) / "new"
-            if form in ("peft", "vllm"):
+            if form in ("peft", "vllm", "shared"):
                 _write_adapter(store, job_id, form, built, environment)
             else:
                 _write_recipe(store, spec, form, built)
@@ -59,12 +59,23 @@ def _write_adapter(store: Store, job_id: str, form: str, built: Path, environmen
     with tempfile.TemporaryDirectory(prefix="lorry-export-") as temporary:
         adapter = Path(temporary) / "adapter"
         pull(store, job_id, adapter)
-        command = [sys.executable, "-m", "trainer.convert", "--adapter", str(adapter), "--to", str(built)]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer.convert",
+            "--adapter",
+            str(adapter),
+            "--to",
+            str(built),
+            "--form",
+            form,
+        ]
         seen = trainer_environment(environment, on_cpu=True)
         done = subprocess.run(command, env=seen, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise VerificationFailed(Problem(f"job {job_id}", f"its adapter cannot be laid out for vLLM: {said}"))
+            kind = Refused if form == "shared" else VerificationFailed
+            raise kind(Problem(f"job {job_id}", f"its adapter cannot be laid out as {form}: {said}"))
         shutil.copyfile(adapter / "manifest.json", built / "peft-manifest.json")
 
 

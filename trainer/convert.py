@@ -1,6 +1,6 @@
-"""Writes an adapter in the layout vLLM reads: a small matrix per expert and projection in the place of fused ones.
+"""Writes an adapter in a layout vLLM reads: a matrix per expert and projection, or one shared by all experts.
 
-python -m trainer.convert --adapter DIR --to DIR     # exact: the same numbers, laid out otherwise
+python -m trainer.convert --adapter DIR --to DIR --form vllm     # exact: the same numbers, laid out otherwise
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from recipes.catalog import load_catalog
-from trainer.experts.layouts import PEFT_KEYS, PREFIX, from_peft, to_vllm
+from trainer.experts.layouts import PEFT_KEYS, PREFIX, from_peft, to_shared, to_vllm
 from trainer.export import CONFIG, WEIGHTS
 
+FORMS = {"vllm": to_vllm, "shared": to_shared}
 
-def convert(adapter: Path, to: Path) -> int:
+
+def convert(adapter: Path, to: Path, form: str = "vllm") -> int:
     """The adapter for vLLM in the new folder `to`, which appears whole or not at all; the number of its tensors.
 
-    Raises ValueError for an adapter of a base model nobody knows, or one whose tensors are not PEFT's layout.
+    Raises ValueError for an adapter of a base model nobody knows, one whose tensors are not PEFT's layout, or one whose
+    experts share nothing where the form needs it.
     """
     config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     facts = load_catalog().models.get(str(config.get("base_model_name_or_path")))
@@ -33,8 +36,10 @@ def convert(adapter: Path, to: Path) -> int:
         )
     tensors = load_file(adapter / WEIGHTS)
     layers = from_peft(tensors, facts.shape.experts) if facts.shape.experts else {}
+    if form == "shared" and not layers:
+        raise ValueError("the adapter has no routed experts; export it for vllm")
     fused = {f"{PREFIX}{name}.{key}.weight" for name in layers for key in PEFT_KEYS}
-    written = {name: tensor for name, tensor in tensors.items() if name not in fused} | to_vllm(layers)
+    written = {name: tensor for name, tensor in tensors.items() if name not in fused} | FORMS[form](layers)
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -57,9 +62,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Writes an adapter in the layout vLLM reads.")
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--form", choices=sorted(FORMS), default="vllm")
     arguments = parser.parse_args()
     try:
-        print(f"wrote {convert(arguments.adapter, arguments.to)} tensors")
+        print(f"wrote {convert(arguments.adapter, arguments.to, arguments.form)} tensors")
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.experts.families import CONFIGS, EXPERTS, HIDDEN, RANK, TOKENS, WIDTH, randomise, tiny
 from tests.experts.layer import SCALE, make_layer, reference
-from trainer.experts.layouts import from_peft, from_vllm, to_peft, to_vllm
+from trainer.experts.layouts import from_peft, from_shared, from_vllm, to_peft, to_shared, to_vllm
 from trainer.experts.module import attach_expert_lora
 from trainer.experts.projection import Factors
 
@@ -72,6 +72,20 @@ def test_export_and_import_are_exact_inverses(write, read, shared, tmp_path) -> 
     again = write(back)
     assert set(again) == set(tensors)
     assert all(torch.equal(again[key], tensor) for key, tensor in tensors.items())
+
+
+def test_the_shared_file_is_an_exact_inverse_and_refuses_factors_that_differ(tmp_path) -> None:
+    layers = {NAME: make_layer(EXPERTS, HIDDEN, WIDTH, rank=RANK, shared=True).factors}
+    layers = {name: Factors(*(f.float() for f in factors)) for name, factors in layers.items()}
+    save_file(to_shared(layers), tmp_path / "adapter.safetensors")
+    tensors = load_file(tmp_path / "adapter.safetensors")
+    shapes = {key.removeprefix(f"base_model.model.{NAME}."): tuple(tensor.shape) for key, tensor in tensors.items()}
+    assert shapes["w1.lora_A.weight"] == shapes["w3.lora_A.weight"] == (1, RANK, HIDDEN)
+    assert (shapes["w2.lora_A.weight"], shapes["w2.lora_B.weight"]) == ((EXPERTS, RANK, WIDTH), (1, HIDDEN, RANK))
+    for mine, theirs in zip(layers[NAME], from_shared(tensors)[NAME], strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match="differs between experts"):
+        to_shared({NAME: make_layer(EXPERTS, HIDDEN, WIDTH, rank=RANK, shared=False).factors})
 
 
 def test_the_per_expert_file_holds_plain_lora_of_gate_up_and_down() -> None:

@@ -22,6 +22,7 @@ from recipes.served import served_families
 from scripts.dry_load import Server, dry_load, expert_buffer_gib
 from scripts.errors import InputError, Refused
 from scripts.foreign_recipes import foreign_files
+from scripts.store import sha256_of
 from trainer.convert import convert
 
 BASE = "lorry/smoke"
@@ -68,6 +69,41 @@ def test_the_export_for_vllm_holds_the_same_numbers_and_every_tensor_would_act(d
     back = {k: t for k, t in written.items() if ".mlp.experts." not in k} | to_peft(from_vllm(written, 8))
     assert back.keys() == original.keys()
     assert all(torch.equal(back[key], original[key]) for key in original)
+
+
+def test_shared_experts_act_on_a_server_that_shares_them_and_nowhere_else(
+    desk: Any, tmp_path: Path, converted: Path
+) -> None:
+    refused = desk.lorry("export", "good-1", "--for", "shared", "--to", str(tmp_path / "none"))
+    assert refused.returncode == 3
+    assert "a factor of the hidden dimension differs between experts" in refused.stderr
+    assert not (tmp_path / "none").exists()
+    _share_factors(desk.job("good-1") / "adapter")
+    done = desk.lorry("export", "good-1", "--for", "shared", "--to", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "--max-lora-rank 8 --enable-moe-shared-loras" in done.stdout
+    shares, does_not = Server(max_lora_rank=8, shared_experts=True), Server(max_lora_rank=8)
+    assert dry_load(tmp_path / "out", BASE, shares) == []
+    assert "24 of" in dry_load(tmp_path / "out", BASE, does_not)[0].got
+    assert "without --enable-moe-shared-loras" in dry_load(tmp_path / "out", BASE, does_not)[0].got
+    assert "runs with --enable-moe-shared-loras" in dry_load(converted, BASE, shares)[0].got
+
+
+def _share_factors(adapter: Path) -> None:
+    """What training with expert_layout: shared_outer leaves: the hidden side of every expert is that of the first."""
+    from safetensors.torch import load_file, save_file
+
+    from trainer.experts.layouts import from_peft, to_peft
+
+    tensors = load_file(adapter / WEIGHTS)
+    layers = {
+        name: f._replace(gate_up_a=f.gate_up_a[:1].expand_as(f.gate_up_a), down_b=f.down_b[:1].expand_as(f.down_b))
+        for name, f in from_peft(tensors, 8).items()
+    }
+    save_file(tensors | to_peft(layers), adapter / WEIGHTS, metadata={"format": "pt"})
+    manifest = json.loads((adapter / "manifest.json").read_text())
+    manifest["files"][WEIGHTS] = sha256_of(adapter / WEIGHTS)
+    (adapter / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_the_adapter_as_trained_comes_out_verified_but_vllm_would_ignore_its_experts(desk: Any, tmp_path: Path) -> None:
@@ -163,7 +199,6 @@ def test_a_folder_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:
     [
         (("good-1", "--for", "gguf"), 2, "one of peft, vllm"),
         (("nobody-1", "--for", "peft"), 4, "no such job"),
-        (("good-1", "--for", "merged"), 3, "lorry merge good-1"),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing_behind(
@@ -173,6 +208,20 @@ def test_what_cannot_be_exported_leaves_nothing_behind(
     assert done.returncode == code
     assert sentence in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_merged_model_says_what_the_trained_one_said(desk: Any, tmp_path: Path) -> None:
+    words = ("export", "good-1", "--for", "merged", "--to", str(tmp_path / "out"))
+    elsewhere = desk.lorry(*words, LORRY_MODELS=str(tmp_path / "none"))
+    assert elsewhere.returncode == 3
+    assert "lorry merge good-1 --base DIR" in elsewhere.stderr
+    assert not (tmp_path / "out").exists()
+    done = desk.lorry(*words)
+    assert done.returncode == 0, done.stderr
+    assert "it says what the trained model said: off by" in done.stdout
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert "merged, bf16" in desk.lorry("audit").stdout
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""Expert adapters as other programs read them: PEFT's fused layout and vLLM's per-expert 2-D layout, exact both ways.
+"""Expert adapters as other programs read them: PEFT's fused, vLLM's per-expert 2-D and shared-outer layout, all exact.
 
 | | A | B | keys behind the name of the experts module |
 |---|---|---|---|
 | PEFT 0.21.2 | (E*r, in), expert slowest | (out, r*E), expert **fastest** | base_layer.lora_*: gate_up; lora_*: down |
 | vLLM 2-D | (r, in) per expert | (out, r) per expert | {i}.{gate,up,down}_proj.lora_*; gate and up share A |
+| shared-outer | (1, r, in); w2 (E, r, in) | (E, out, r); w2 (1, out, r) | w1: gate, w3: up, w2: down |
 
-Both have room for a factor per expert only: a shared factor is written once per expert and shared again at import.
+The first two have room for a factor per expert only: a shared factor is written once per expert and shared again at
+import. The third has room for shared ones only: vLLM 0.33 --enable-moe-shared-loras, SGLang experts_shared_outer_loras.
 `layers` maps names of experts modules (model.layers.0.mlp.experts) to their factors.
 """
 
@@ -87,6 +89,36 @@ def from_vllm(tensors: Mapping[str, Tensor], experts: int, *, shared: bool = Fal
             raise ValueError(f"{name}: gate_proj and up_proj have different lora_A; a fused gate_up has one for both")
         b1 = torch.cat([stacked("gate", "B"), stacked("up", "B")], 1)
         layers[name] = _laid_out(Factors(a1, b1, stacked("down", "A"), stacked("down", "B")), name, shared)
+    return layers
+
+
+def to_shared(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """Tensors of an adapter whose factors on the hidden dimension are one for all experts of a layer.
+
+    Raises ValueError when they differ between experts: then no shared factor says the same.
+    """
+    tensors = {}
+    for name, factors in layers.items():
+        a1, b1, a2, b2 = _laid_out(_per_expert(factors), name, shared=True)
+        width = b1.shape[1] // 2
+        parts = {"w1": (a1[None], b1[:, :width]), "w3": (a1[None], b1[:, width:]), "w2": (a2, b2[None])}
+        for part, (a, b) in parts.items():
+            tensors[f"{PREFIX}{name}.{part}.lora_A.weight"] = a.clone(memory_format=torch.contiguous_format)
+            tensors[f"{PREFIX}{name}.{part}.lora_B.weight"] = b.clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+def from_shared(tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
+    """The factors of a shared-outer adapter. Raises ValueError, also when gate and up do not share their A."""
+    layers = {}
+    for name in _names(tensors, r"\.w1\.lora_A\.weight$"):
+        w1, w3, w2 = (
+            [_tensor(tensors, f"{PREFIX}{name}.{part}.lora_{kind}.weight") for kind in "AB"]
+            for part in ("w1", "w3", "w2")
+        )
+        if not torch.equal(w1[0], w3[0]) or len(w1[0]) != 1 or len(w2[1]) != 1:
+            raise ValueError(f"{name}: w1 and w3 need one lora_A for both and for all experts, w2 one lora_B")
+        layers[name] = Factors(w1[0][0], torch.cat([w1[1], w3[1]], 1), w2[0], w2[1][0])
     return layers
 
 
