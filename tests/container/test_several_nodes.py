@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from recipes.recipe import Recipe
 from scripts.adapter import verify_adapter
 from scripts.errors import InputError
 from scripts.models import making_commands
-from scripts.nodes import ALONE, Node, free_port, node_of
+from scripts.nodes import ALONE, Node, node_of
 from scripts.plan import make_plan
 from scripts.render import render
 from scripts.store import open_store
@@ -52,11 +54,24 @@ def test_a_place_that_cannot_be_is_refused(odd: dict[str, str], sentence: str) -
     assert sentence.partition("; ")[2] in str(refused.value)
 
 
+def five_free_ports() -> int:
+    """A port below those that the kernel hands out, with five behind it that nobody listens on."""
+    while True:
+        first = random.randrange(15_000, 30_000, 10)
+        try:
+            for port in range(first + 1, first + 6):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            continue
+
+
 class Nodes:
     """The hands on two containers of one job."""
 
     def __init__(self, job: Job, disks: Path, models: Path) -> None:
-        self.job, self._disks, self._models, self._port = job, disks, models, free_port()
+        self.job, self._disks, self._models, self._port = job, disks, models, five_free_ports()
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, rank: int, disk: str) -> subprocess.Popen[bytes]:
@@ -130,18 +145,20 @@ def test_a_node_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_res
     job = nodes.job
     leader, follower = nodes.start(0, "node-0"), nodes.start(1, "node-1")
     job.wait(lambda: (s := job.files().status) and s.step >= 3)
+    before = job.files().container
+    assert before is not None
     follower.send_signal(signal.SIGKILL)
-    job.wait(lambda: (c := job.files().container) and len(c.attempts) == 2)
+    job.wait(lambda: (c := job.files().container) and len(c.attempts) > len(before.attempts))
     back = nodes.start(1, "node-1-again")
     assert (nodes.wait_for(leader), nodes.wait_for(back)) == (0, 0), job.log()
     files = job.files()
     assert files.container is not None
     assert files.container.ended == "completed"
-    assert (files.container.attempts[1].resumed_from or "") >= "step-000002"
+    assert (files.container.attempts[-1].resumed_from or "") >= "step-000002"
     assert files.result is not None
     assert files.result.world_size == 2
     assert verify_adapter(job.folder / "adapter", base_model="lorry/smoke").effect > 0
-    assert (job.folder / "logs" / "trainer-2-node-1.log").is_file()
+    assert (job.folder / "logs" / f"trainer-{files.container.attempts[-1].number}-node-1.log").is_file()
 
 
 @pytest.mark.slow
