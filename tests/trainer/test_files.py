@@ -148,6 +148,19 @@ def test_only_a_whole_and_fitting_checkpoint_counts(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "nowhere", "ours") is None
 
 
+def test_a_node_with_another_base_than_node_0_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rank 0 hands out here is written down; tests/container/test_several_nodes.py does it over two nodes."""
+
+    def handed_out(said: list[Any], src: int, device: Any) -> None:
+        said[0] = ("theirs", "step-000002", {"step": 2}, {})
+
+    monkeypatch.setattr(checkpoint.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(checkpoint.dist, "broadcast_object_list", handed_out)
+    assert checkpoint.Resumed(tmp_path, "theirs", "cpu").name == "step-000002"
+    with pytest.raises(TrainingStopped, match="stage the same model on every node"):
+        checkpoint.Resumed(tmp_path, "ours", "cpu")
+
+
 def test_what_changes_the_arithmetic_changes_the_fit_and_nothing_else_does(jobs: Any, tmp_path: Path) -> None:
     rows = jobs.conversations(8)
     keys = {}
