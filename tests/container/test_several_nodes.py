@@ -94,7 +94,7 @@ class Nodes:
 
     def wait_for(self, process: subprocess.Popen[bytes]) -> int:
         """The exit code of a container."""
-        self.job.wait(lambda: process.poll() is not None)
+        self.job.wait(lambda: process.poll() is not None, seconds=600)
         return process.returncode
 
 
@@ -139,7 +139,7 @@ def make_nodes(tmp_path: Path, staged: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_node_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_resumes(make_nodes: Any) -> None:
     nodes = make_nodes("smoke/zero3", max_steps=8, checkpoint_steps=2)
     job = nodes.job
@@ -162,7 +162,7 @@ def test_a_node_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_res
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_two_nodes_with_a_replica_each_make_one_adapter(make_nodes: Any) -> None:
     nodes = make_nodes("smoke/replica", max_steps=3)
     containers = [nodes.start(rank, f"node-{rank}") for rank in (1, 0)]

@@ -12,6 +12,7 @@ from trainer.quantize import quantise
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks_train_on_a_staged_model_as_on_the_published_one(
     reference: Any, jobs: Any, smoke_model: Path, tmp_path: Path
 ) -> None:
