@@ -22,7 +22,7 @@ _PHASES: dict[str, Phase] = {"pending": "waiting", "running": "running"}
 _TAKEN = ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown", "Server.InternalError")
 DISK_USD_PER_GB = 0.08
 "EBS gp3 by the month, us-east-1; AWS EBS pricing page, read 2026-11."
-_ENDED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) GMT\)")
+_ENDED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ import pytest
 from botocore.validate import ParamValidator
 
 from recipes.catalog import load_catalog
+from recipes.load import LoadedRecipe, load_recipe, recipe_names, recipe_sha256
 from scripts.backends.ec2_places import Place, choose_places, spot_prices
 from scripts.backends.ec2_request import ec2_request, key_variables, launch_file, placed, read_ec2_settings
 from scripts.errors import InputError, ProviderError, Refused
+from scripts.plan import make_plan
+from scripts.render import render
 from tests.ec2.conftest import ENVIRONMENT, ec2_spec, settings_of
 from tests.ec2.local_ec2 import client_of_service
 
@@ -147,3 +150,24 @@ def test_the_newest_spot_price_counts() -> None:
         for usd, at in (("2.0", "2026-11-22T10:00:00"), ("1.0", "2026-11-22T09:00:00"))
     ]
     assert spot_prices(rows) == {("t", A): 2.0}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_on_ec2_is_a_request_or_a_sentence(name: str) -> None:
+    written, catalog = load_recipe(name), load_catalog()
+    hardware = written.recipe.hardware.model_copy(update={"backends": ("ec2",)})
+    recipe = written.recipe.model_copy(update={"hardware": hardware})
+    loaded = LoadedRecipe(name, recipe, recipe_sha256(recipe))
+    given: dict[str, Any] = {"job_id": "job-1", "backend": "ec2", "store": "s3://bucket/jobs", "commit": None}
+    try:
+        spec = render(loaded, make_plan(loaded, None, catalog), None, catalog, **given)
+        asked = ec2_request(spec, settings_of())
+    except Refused as refusal:
+        assert all(problem.got for problem in refusal.problems)  # noqa: PT017  both ends are right
+        return
+    offer = catalog.offers[spec.offer or ""]
+    place = Place(spec.offer or "", offer.provider_type, "subnet-a", "us-east-1a", offer.usd_per_hour)
+    made = placed(asked, spec, settings_of(), place, 1_800_003_600, "t" * 64)
+    assert not ParamValidator().validate(made, SHAPE).has_errors()
+    assert (made["MinCount"], made["MaxCount"]) == (spec.nodes, spec.nodes)
+    assert len(made["NetworkInterfaces"]) == 1 + (offer.efa_cards if spec.nodes > 1 else 0)
