@@ -46,10 +46,13 @@ def test_a_runpod_room_is_made_kept_changed_and_removed(environment, runpod_tf, 
     template = held["templates"][room["pod_template_id"]]
     assert (template["image"], template["registry"]) == (IMAGE, room["registry_id"])
 
+    published = '[{"name": "bicycle-1", "path": "/runpod-volume/adapters/bicycle-1"}]'
+    held["serverless"][room["serving_endpoint_id"]]["env"]["LORA_MODULES"] = published
     larger = runpod_tf(f"live/{environment}/runpod", VARIABLES | {"volume_size_gb": 500})
     assert larger.plan()
     larger.apply()
     assert held["network-volumes"][room["volume_id"]]["size"] == 500
+    assert held["serverless"][room["serving_endpoint_id"]]["env"]["LORA_MODULES"] == published
 
     larger.destroy()
     assert runpod_rest.account.is_empty()

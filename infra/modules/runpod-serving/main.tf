@@ -45,4 +45,9 @@ resource "runpod_serverless_endpoint" "this" {
 
   network_volumes = [var.volume.id]
   data_center_ids = [var.volume.datacenter]
+
+  lifecycle {
+    # What is live changes with `lorry serve`, which records it; the room only says what it starts with.
+    ignore_changes = [env["LORA_MODULES"]]
+  }
 }
