@@ -3,7 +3,8 @@
 python -m benchmarks.staged_load
 
 A toy of the 80B's family: 4 layers of 512 experts, 6,144 expert tensors, 0.83 GB in bf16, all in the page cache. CPU
-seconds of loading per GB of weights read, user and system, imports left out; rounds interleaved, the least counts.
+seconds of loading per GB of weights read, user and system, imports left out; rounds interleaved, the least counts. Each
+round loads twice: the first finds memory that a virtual machine must first get from its host, which is nobody's merit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-ROUNDS = 7
+ROUNDS = 4
 KINDS = ("int8", "nf4")
 SIZES = {
     "vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 512,
@@ -69,7 +70,7 @@ def run() -> dict[str, float]:
         make(folder)
         gb = {kind: sum(p.stat().st_size for p in (folder / kind).glob("*.safetensors")) / 1e9 for kind in least}
         for _ in range(ROUNDS):
-            for kind in least:
+            for kind in (kind for kind in least for _ in range(2)):
                 least[kind] = min(least[kind], seconds(folder / kind) / gb[kind])
     for kind, value in least.items():
         ratio = value / least["published"]
