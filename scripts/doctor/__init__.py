@@ -6,6 +6,7 @@ findings = examine(Subject(rooms=read_outputs(root, os.environ), runpod=RunpodAp
 from __future__ import annotations
 
 from scripts.doctor.aws_checks import AWS_CHECKS
+from scripts.doctor.ec2_checks import check_ec2
 from scripts.doctor.finding import Check, Finding, Subject, failed
 from scripts.doctor.model_checks import check_model, check_room_for_models
 from scripts.doctor.runpod_checks import ROOM_CHECKS, check_clock, check_key
@@ -22,7 +23,7 @@ def examine(subject: Subject) -> list[Finding]:
         subject = subject.without_runpod("the Runpod key failed its check")
     findings += _run("clock", check_clock, subject)
     checks = {**ROOM_CHECKS, "model": check_model, "room for models": check_room_for_models}
-    checks |= {**AWS_CHECKS, "SageMaker": check_sagemaker}
+    checks |= {**AWS_CHECKS, "EC2": check_ec2, "SageMaker": check_sagemaker}
     for name, check in checks.items():
         findings += _run(name, check, subject)
     return findings
