@@ -30,13 +30,13 @@ import httpx
 
 from scripts.adapter import verify_adapter
 from scripts.backends.runpod_api import RunpodApi
+from scripts.container.nodes import free_port
+from scripts.container.supervisor import start_child
 from scripts.errors import LorryError
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.processes import ProcessRunner
 from scripts.fake_runpod.server import serve
 from scripts.fake_runpod.store import serve_store
-from scripts.nodes import free_port
-from scripts.supervisor import start_child
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "demo-runpod"

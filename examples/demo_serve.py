@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from scripts.nodes import free_port
+from scripts.container.nodes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "demo-serve"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
-from scripts.gpu_probe import Probe, gpus_busy
-from scripts.nodes import ALONE, Node, node_of
+from scripts.container.gpu_probe import Probe, gpus_busy
+from scripts.container.nodes import ALONE, Node, node_of
+from scripts.container.supervisor import Timing
 from scripts.store import Store
-from scripts.supervisor import Timing
 
 ROOT = Path(__file__).parent.parent
 "Where the packages lie: the trainer is started from here, installed or not."

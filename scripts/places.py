@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from scripts.container.pod_end import end_of_pod, run_in_pod
+from scripts.container.training_job import run_in_training_job, training_job
 from scripts.errors import LorryError
 from scripts.machine import nothing
-from scripts.pod_end import end_of_pod, run_in_pod
-from scripts.training_job import run_in_training_job, training_job
 
 Run = Callable[[Path | None, Callable[[], None]], int]
 "(folder to work in, end of the machine) -> exit code."

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.job import Stop
+from scripts.container.pod_end import require_filled
+from scripts.container.supervisor import end_leftovers, start_child
 from scripts.errors import Conflict, LorryError, Problem
 from scripts.gateway.views import Json, progress
 from scripts.job_folder import read_job
-from scripts.pod_end import require_filled
 from scripts.queue_order import Order, WorkerSettings, order_of, read_worker_settings
 from scripts.queue_outcome import look_at, output_of
-from scripts.supervisor import end_leftovers, start_child
 
 Tell = Callable[[Json, Json], None]
 "(queue job, progress): the `progress_update` of the runpod package, which sends it from a thread of its own."

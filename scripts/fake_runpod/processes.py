@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from scripts.container.supervisor import start_child
 from scripts.machine import ROOT
-from scripts.supervisor import start_child
 
 GRACE_SECONDS = 2.0  # from SIGTERM to SIGKILL
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")

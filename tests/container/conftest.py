@@ -18,11 +18,11 @@ import pytest
 from recipes.job import LaunchSpec, Submission
 from recipes.load import load_recipe
 from scripts.backends.local import LocalBackend
+from scripts.container.supervisor import MARK
 from scripts.job_folder import JobFiles, read_job
 from scripts.job_lock import lock_owner
 from scripts.launch import launch
 from scripts.store import Store, open_store
-from scripts.supervisor import MARK
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = "tests.container.replay_container"

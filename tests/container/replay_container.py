@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 from scripts import container
-from scripts.container import run_container
+from scripts.container.run import run_container
+from scripts.container.supervisor import Timing
 from scripts.errors import LorryError
 from scripts.machine import Machine, Run
 from scripts.settings import read_settings
 from scripts.store import FileStore, open_store
-from scripts.supervisor import Timing
 
 HERE = Path(__file__).parent
 

@@ -16,10 +16,10 @@ import boto3
 import pytest
 
 from scripts.adapter import verify_adapter
+from scripts.container.supervisor import end_leftovers
 from scripts.job_folder import download_folder
 from scripts.stop import stop_job
 from scripts.store import Store, open_store
-from scripts.supervisor import end_leftovers
 from tests.container.conftest import Job
 
 MakeJob = Callable[..., Job]

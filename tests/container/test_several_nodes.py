@@ -18,9 +18,9 @@ from recipes.catalog import load_catalog
 from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
 from recipes.recipe import Recipe
 from scripts.adapter import verify_adapter
+from scripts.container.nodes import ALONE, Node, node_of
 from scripts.errors import InputError
 from scripts.models import making_commands
-from scripts.nodes import ALONE, Node, node_of
 from scripts.plan import make_plan
 from scripts.render import render
 from scripts.store import open_store

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from recipes.job import Stage, Status
-from scripts.supervisor import MARK, Patience, Timing, end_leftovers, start_child, tail, watch_child
-from scripts.verdict import End
+from scripts.container.supervisor import MARK, Patience, Timing, end_leftovers, start_child, tail, watch_child
+from scripts.container.verdict import End
 
 QUICK = Timing(poll=0.02, grace=0.3)
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -71,7 +71,7 @@ def test_a_look_around_that_fails_leaves_no_child(tmp_path: Path) -> None:
 
 def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from scripts.supervisor import start_child\n"
+        "import os, sys; from pathlib import Path; from scripts.container.supervisor import start_child\n"
         f"child = start_child({SLEEPER!r}, dict(os.environ), Path('{tmp_path}/child.log'), Path('{tmp_path}'))\n"
         "print(child.pid, flush=True); sys.stdin.read()"
     )

@@ -6,7 +6,7 @@ import pytest
 
 from recipes.causes import ADVICE, EXIT_CODES, RETRYABLE, Cause
 from recipes.job import Attempt, Result, Stop
-from scripts.verdict import MAX_ATTEMPTS, Death, End, Ending, ending_of_halt, explain_death, judge
+from scripts.container.verdict import MAX_ATTEMPTS, Death, End, Ending, ending_of_halt, explain_death, judge
 
 REPORT = """
 trainer.train FAILED

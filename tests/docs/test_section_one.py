@@ -18,10 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from scripts.container.nodes import free_port
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.processes import ProcessRunner
 from scripts.fake_runpod.server import LocalRunpod, serve
-from scripts.nodes import free_port
 from tests.docs.made import DOCUMENTS
 from tests.docs.window import Window, copy_of_the_repository, put_programs
 from tests.infra.conftest import (  # noqa: F401  (fixtures)

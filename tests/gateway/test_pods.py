@@ -13,9 +13,9 @@ import pytest
 
 from scripts.backends.runpod_api import RunpodApi
 from scripts.backends.runpod_pod import RunpodPodBackend
+from scripts.container.pod_end import PodEnd, end_of_pod
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.server import Fault, LocalRunpod, serve
-from scripts.pod_end import PodEnd, end_of_pod
 from tests.gateway.conftest import SECRET, Front
 from tests.gateway.test_rented import JOB, MISTRAL, RUN
 

@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from recipes.errors import InputError
+from scripts.container.nodes import free_port
 from scripts.gateway.settings import read_gateway_settings
 from scripts.job_folder import read_job
 from scripts.job_report import write_report
 from scripts.job_token import make_token
-from scripts.nodes import free_port
 from scripts.state import job_state
 from scripts.store import open_store
 from tests.gateway.conftest import KEYS, REPOSITORY, SECRET, Front

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from scripts.backends.runpod_pod_request import CUDA
-from scripts.nodes import free_port
+from scripts.container.nodes import free_port
 from tests.infra.conftest import INFRA
 
 ROOT = INFRA.parent

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from recipes.job import Submission
+from scripts.container.pod_end import PodEnd, end_of_pod
 from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.server import serve
-from scripts.pod_end import PodEnd, end_of_pod
 from scripts.reap import World, judge, look, reap
 from scripts.store import open_store
 from tests.money.conftest import KEY, Place

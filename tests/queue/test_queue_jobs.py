@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from scripts.adapter import verify_adapter
+from scripts.container.supervisor import MARK
 from scripts.errors import Refused
 from scripts.fake_runpod.host import Mishap
 from scripts.fake_runpod.server import Fault
 from scripts.state import job_state
 from scripts.stop import stop_job
-from scripts.supervisor import MARK
 from tests.queue.conftest import QueueRoom
 
 MakeRoom = Callable[..., QueueRoom]

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from scripts.backends.runpod_api import RunpodApi
+from scripts.container.gpu_probe import Idleness
+from scripts.container.pod_end import INTERRUPTED, START_SECONDS, end_of_pod, run_in_pod
 from scripts.errors import Conflict, InputError, Problem, ProviderError
 from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.server import Fault, LocalRunpod, serve
-from scripts.gpu_probe import Idleness
-from scripts.pod_end import INTERRUPTED, START_SECONDS, end_of_pod, run_in_pod
 from tests.runpod.conftest import KEY, OPENAPI
 
 POD = {

@@ -21,6 +21,7 @@ from recipes.job import LaunchSpec, Stage
 from recipes.load import load_recipe
 from scripts.adapter import verify_adapter
 from scripts.backends.runpod_api import RunpodApi
+from scripts.container.supervisor import MARK
 from scripts.errors import ProviderError
 from scripts.fake_runpod.host import Host, Mishap
 from scripts.fake_runpod.processes import ProcessRunner
@@ -30,7 +31,6 @@ from scripts.models import making_commands, recipe_folder
 from scripts.state import JobState
 from scripts.stop import stop_job
 from scripts.store import open_store
-from scripts.supervisor import MARK
 from scripts.watch import watch
 from tests.runpod.conftest import IMAGE, KEY, REPOSITORY, Room
 from tests.runpod.test_real_trainer import smoke_spec

@@ -18,6 +18,7 @@ from scripts.adapter import MANIFEST, verify_adapter, write_manifest
 from scripts.backends.base import Backend
 from scripts.backends.runpod_pod import RunpodPodBackend
 from scripts.backends.runpod_pod_claims import PodClaims
+from scripts.container.pod_end import PodEnd, end_of_pod
 from scripts.errors import LorryError, ProviderError, Refused
 from scripts.fake_runpod.account import Account
 from scripts.fake_runpod.clock import Clock
@@ -26,7 +27,6 @@ from scripts.fake_runpod.pods import NO_CAPACITY
 from scripts.fake_runpod.server import Fault, LocalRunpod
 from scripts.job_folder import read_job, upload_folder
 from scripts.launch import launch
-from scripts.pod_end import PodEnd, end_of_pod
 from scripts.state import JobState, job_state
 from scripts.stop import stop_job
 from scripts.store import FileStore, open_store

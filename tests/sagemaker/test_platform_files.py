@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.container import main
+from scripts.container.nodes import node_of
+from scripts.container.run import main
+from scripts.container.training_job import TrainingJob, run_in_training_job, training_job
 from scripts.errors import InputError, ProviderError
-from scripts.nodes import node_of
-from scripts.training_job import TrainingJob, run_in_training_job, training_job
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from recipes.job import Status
+from scripts.container.logbook import Logbook
+from scripts.container.supervisor import Timing, start_child, watch_child
+from scripts.container.verdict import End, Ending, Halt, ending_of_halt
+from scripts.container.work_folder import WorkFolder
 from scripts.errors import LorryError
-from scripts.logbook import Logbook
-from scripts.supervisor import Timing, start_child, watch_child
-from scripts.verdict import End, Ending, Halt, ending_of_halt
-from scripts.work_folder import WorkFolder
 
 Tick = Callable[[], Halt | None]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TextIO
 
 from recipes.job import ContainerState, read_record
+from scripts.container.work_folder import CHECKPOINTS
 from scripts.errors import InputError, LorryError, Problem
-from scripts.work_folder import CHECKPOINTS
 
 BASE = "/opt/ml"
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
@@ -67,7 +67,7 @@ class TrainingJob:
             print(f"the reason could not be written: {error}", file=sys.stderr)
 
     def node_variables(self) -> dict[str, str]:
-        """What scripts/nodes.py reads, from the platform's file: which of the hosts this is. Empty for one alone."""
+        """What nodes.py reads, from the platform's file: which of the hosts this is. Empty for one alone."""
         path = self.base / "input" / "config" / "resourceconfig.json"
         try:
             told = json.loads(path.read_text(encoding="utf-8"))

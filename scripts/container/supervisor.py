@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.job import Status
-from scripts.verdict import End, Halt
+from scripts.container.verdict import End, Halt
 
 MARK = "LORRY_SUPERVISED"
 "Environment variable that marks every process of a job: torchrun gives its workers sessions of their own."

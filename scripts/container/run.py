@@ -14,7 +14,6 @@ import errno
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -25,25 +24,35 @@ from pathlib import Path
 from recipes.causes import ADVICE, EXIT_CODES
 from recipes.job import JOB_ID, Attempt, ContainerState, File, LaunchSpec, Proof, Result, Status, read_record
 from scripts.adapter import MANIFEST, write_manifest
+from scripts.container.follower import follow
+from scripts.container.gpu_probe import Idleness
+from scripts.container.guard import Guard, Left, Tick
+from scripts.container.logbook import Logbook
+from scripts.container.nodes import node_of
+from scripts.container.pod_end import INTERRUPTED
+from scripts.container.supervisor import Patience, end_leftovers, tail
+from scripts.container.verdict import (
+    FULL_DISK_BYTES,
+    Death,
+    End,
+    Ending,
+    Halt,
+    cause_of_code,
+    explain_death,
+    judge,
+    sentence_of,
+)
+from scripts.container.work_folder import newest_checkpoint, open_work_folder
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem, ProviderError
 from scripts.fetch_model import fetch_model
-from scripts.follower import follow
-from scripts.gpu_probe import Idleness
-from scripts.guard import Guard, Left, Tick
 from scripts.interruption import watch_interruption
 from scripts.job_lock import take_lock
-from scripts.logbook import Logbook
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
-from scripts.nodes import node_of
 from scripts.places import run_here
-from scripts.pod_end import INTERRUPTED
 from scripts.settings import read_settings
 from scripts.state import hourly_usd
 from scripts.store import FileStore, open_store
-from scripts.supervisor import Patience, end_leftovers, tail
-from scripts.verdict import FULL_DISK_BYTES, Death, End, Ending, Halt, cause_of_code, explain_death, judge, sentence_of
-from scripts.work_folder import newest_checkpoint, open_work_folder
 
 INTERRUPTION = "the machine is told to end before the job is over; started again, it goes on from its newest checkpoint"
 PROOF_TRIES = 2
@@ -312,7 +321,3 @@ class _Container:
             return read_record(model, self._work / name)
         except (InputError, OSError):
             return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What runs first on a GPU machine: it fetches, supervises the trainer, verifies, pushes and ends the machine."""
