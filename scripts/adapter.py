@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from recipes.job import LaunchSpec, Manifest, Proof, Result, write_record
 from scripts.errors import NotFound, Problem, VerificationFailed
-from scripts.store import disk_errors, sha256_of
+from scripts.store.base import sha256_of
+from scripts.store.disk import disk_errors
 
 MANIFEST = "manifest.json"
 REQUIRED = ("adapter_config.json", "adapter_model.safetensors")

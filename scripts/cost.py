@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from recipes.job import Record
+from scripts.backends.base import Charges, Source
 from scripts.backends.runpod_api import RunpodApi
 from scripts.backends.runpod_pod_claims import PodClaims
 from scripts.job_folder import JobFiles, read_jobs
@@ -26,20 +27,6 @@ BILL_SECONDS = 2.0 * HOUR
 "A bill comes by the hour; two hours after the end its last hour is closed."
 LONGEST_WAIT_SECONDS = 48.0 * HOUR
 "A bill that has not come by then is not waited for: hours x price stands."
-
-Source = Literal["bill", "hours", "lifetime"]
-"""bill: what the provider charged; lifetime: how long the provider says each machine lived x its price; hours: the
-job's own hours x price, as far as is known."""
-
-
-@dataclass(frozen=True)
-class Charges:
-    """What a job's machines cost, by machine, as far as is known now. is_closed: nothing will be added."""
-
-    usd: Mapping[str, float]
-    source: Source = "bill"
-    is_closed: bool = False
-
 
 Bill = Callable[[Store, JobFiles], Charges | None]
 "The charges for all that a job rented; None where the provider says nothing by machine. Raises ProviderError."

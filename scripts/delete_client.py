@@ -14,7 +14,6 @@ from typing import Literal
 from recipes.job import Record
 from recipes.serving import Place as ServingPlace
 from scripts import audit
-from scripts.erase import Removed, erase, still_there
 from scripts.errors import InputError, NotFound, Problem, Refused, VerificationFailed
 from scripts.job_folder import JobFiles, job_ids, read_jobs
 from scripts.job_token import CLIENT_NAME
@@ -23,6 +22,7 @@ from scripts.serving.client import Vllm
 from scripts.serving.leave import Left, Traces, leave, traces
 from scripts.state import JobState
 from scripts.store import open_store
+from scripts.store.erase import Removed, erase, still_there
 
 State = Callable[[JobFiles], JobState]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import Conflict, NotFound, Problem
-from scripts.store import disk_errors, unfinished
+from scripts.store.disk import disk_errors, unfinished
 
 _DIRECT = {  # setting -> field of the rooms
     "LORRY_STORE": "store_url",

@@ -20,7 +20,8 @@ from scripts.foreign_recipes import foreign_files
 from scripts.job_folder import read_job
 from scripts.machine import trainer_environment
 from scripts.pull import pull
-from scripts.store import Store, disk_errors
+from scripts.store import Store
+from scripts.store.disk import disk_errors
 
 Form = Literal["peft", "vllm", "shared", "merged", "axolotl", "llamafactory", "skypilot"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -30,7 +30,8 @@ from recipes.job import (
     Submission,
 )
 from scripts.errors import InputError, LorryError, Problem
-from scripts.store import FileStore, Store, shown
+from scripts.store import FileStore, Store
+from scripts.store.base import shown
 
 Stamp = tuple[int, int]
 "Size and modification time (ns) of a file when it was sent."

@@ -13,7 +13,8 @@ from recipes.merged import MERGED, MergedModel, Precision
 from scripts.adapter import verify_adapter
 from scripts.errors import NotFound, Problem
 from scripts.pull import pull
-from scripts.store import FileStore, Progress, Store
+from scripts.store import FileStore, Store
+from scripts.store.base import Progress
 from scripts.torch_verb import torch_verb
 
 _RECORDS = ("launch.json", "result.json", "probe.safetensors")

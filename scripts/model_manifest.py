@@ -21,7 +21,8 @@ from recipes.job import Record
 from recipes.recipe import Quantize
 from scripts.errors import InputError, NotFound, Problem, VerificationFailed
 from scripts.models import model_folder
-from scripts.store import FileStore, Progress, Store, report, sha256_of
+from scripts.store import FileStore, Store
+from scripts.store.base import Progress, report, sha256_of
 
 MANIFEST = "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -12,7 +12,9 @@ from recipes.job import Manifest
 from scripts.adapter import MANIFEST, file_names, read_manifest, same_adapter, verify_adapter
 from scripts.errors import Conflict, NotFound, Problem, VerificationFailed
 from scripts.job_folder import required_job_id
-from scripts.store import Progress, Store, disk_errors, sha256_of, shown
+from scripts.store import Store
+from scripts.store.base import Progress, sha256_of, shown
+from scripts.store.disk import disk_errors
 
 
 def pull(store: Store, job_id: str, folder: Path, *, progress: Progress | None = None) -> Manifest:

@@ -11,7 +11,8 @@ from recipes.job import Manifest
 from scripts.adapter import MANIFEST, read_manifest, same_adapter, verify_adapter
 from scripts.errors import Conflict, Problem
 from scripts.job_folder import required_job_id
-from scripts.store import Progress, Store
+from scripts.store import Store
+from scripts.store.base import Progress
 
 
 def push(folder: Path, store: Store, job_id: str, *, progress: Progress | None = None) -> Manifest:

@@ -15,9 +15,9 @@ import httpx
 
 from recipes.recipe import BackendName
 from scripts.backends import open_backend
-from scripts.backends.base import Backend, KnowsCharges
+from scripts.backends.base import Backend, Charges, KnowsCharges
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
-from scripts.cost import Bill, Charges, pod_bill
+from scripts.cost import Bill, pod_bill
 from scripts.ears import Ears
 from scripts.errors import InputError, Problem
 from scripts.gateway.clients import Client, load_clients

@@ -32,7 +32,9 @@ from scripts.model_manifest import (
 )
 from scripts.model_source import download, files_to_stage, find_copy, require_right_model
 from scripts.models import quantising_words
-from scripts.store import FileStore, Progress, Store, disk_errors, report, sha256_of
+from scripts.store import FileStore, Store
+from scripts.store.base import Progress, report, sha256_of
+from scripts.store.disk import disk_errors
 from scripts.torch_verb import torch_verb
 
 if TYPE_CHECKING:

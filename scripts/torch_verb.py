@@ -16,7 +16,7 @@ from typing import IO
 from recipes.causes import EXIT_CODES
 from scripts.errors import InputError, LorryError, Problem, ProviderError, Refused, VerificationFailed
 from scripts.machine import trainer_environment
-from scripts.store import Progress, report
+from scripts.store.base import Progress, report
 
 _ERRORS: dict[int, type[LorryError]] = {
     EXIT_CODES["disk_full"]: Refused,

@@ -13,7 +13,6 @@ from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
 
 if TYPE_CHECKING:
-    from scripts.cost import Charges
     from scripts.forgotten import Forgotten
     from scripts.job_folder import JobFiles
     from scripts.store import Store
@@ -69,6 +68,20 @@ class LiveOffer:
     offer: str
     available: bool
     usd_per_hour: float
+
+
+Source = Literal["bill", "hours", "lifetime"]
+"""bill: what the provider charged; lifetime: how long the provider says each machine lived x its price; hours: the
+job's own hours x price, as far as is known."""
+
+
+@dataclass(frozen=True)
+class Charges:
+    """What a job's machines cost, by machine, as far as is known now. is_closed: nothing will be added."""
+
+    usd: Mapping[str, float]
+    source: Source = "bill"
+    is_closed: bool = False
 
 
 @runtime_checkable

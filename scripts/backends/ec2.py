@@ -14,7 +14,7 @@ from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
 from scripts.backends.aws import AwsError, ask, aws_client
-from scripts.backends.base import Handle, LiveOffer, Observation, Owned, machine_name
+from scripts.backends.base import Charges, Handle, LiveOffer, Observation, Owned, machine_name
 from scripts.backends.claims import ask_once
 from scripts.backends.ec2_api import COSTS, Ec2Api
 from scripts.backends.ec2_charges import costs_of_ended, lifetimes
@@ -31,7 +31,7 @@ from scripts.backends.ec2_request import (
     read_ec2_settings,
 )
 from scripts.backends.suitable import suitable
-from scripts.cost import Charges, read_settlement
+from scripts.cost import read_settlement
 from scripts.errors import LorryError, Problem, ProviderError
 from scripts.forgotten import Forgotten
 from scripts.job_folder import JobFiles

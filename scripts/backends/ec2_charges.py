@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts.backends.base import Charges
 from scripts.backends.ec2_claims import InstanceClaim, ids_of
 from scripts.backends.ec2_fleet import ALIVE, Group, ended_at, started_at
-from scripts.cost import HOUR, Charges
+from scripts.cost import HOUR
 from scripts.job_folder import JobFiles
 from scripts.overstay import ended_at as job_ended_at
 

@@ -17,14 +17,13 @@ from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
 from scripts.backends.aws import AwsError, ask, aws_client
-from scripts.backends.base import Handle, Observation, Owned, Phase, machine_name
+from scripts.backends.base import Charges, Handle, Observation, Owned, Phase, machine_name
 from scripts.backends.sagemaker_request import (
     SageMakerSettings,
     read_sagemaker_settings,
     training_job_name,
     training_request,
 )
-from scripts.cost import Charges
 from scripts.errors import Conflict, Problem, ProviderError, Refused
 from scripts.job_folder import JobFiles
 from scripts.store import Store

@@ -17,7 +17,8 @@ from scripts.adapter import MANIFEST
 from scripts.errors import LorryError
 from scripts.job_folder import Stamp, download_folder, upload_folder
 from scripts.push import push
-from scripts.store import READ_BYTES, FileStore, Store
+from scripts.store import FileStore, Store
+from scripts.store.base import READ_BYTES
 
 RECORDS = ("status.json", "metrics.jsonl", "result.json", "proof.json", "probe.safetensors")
 "What the trainer knows of the job so far; others watch it while the job runs."

@@ -25,7 +25,8 @@ from scripts.gateway.http import Call, Endpoint, TooLarge, endpoint, guarded
 from scripts.gateway.links import is_signed
 from scripts.gateway.openai import page, required_file_id
 from scripts.gateway.views import Json
-from scripts.store import CHUNK_BYTES, FileStore, shown
+from scripts.store import FileStore
+from scripts.store.base import CHUNK_BYTES, shown
 
 _FORM_BYTES = 64 * 1024  # what a multipart body may have beside the file
 

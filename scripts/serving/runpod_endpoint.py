@@ -17,10 +17,10 @@ from typing import Any
 
 from recipes.serving import EndpointState
 from scripts.backends.runpod_api import RunpodApi
-from scripts.erase import erase
 from scripts.errors import Conflict, NotFound, Problem, ProviderError, VerificationFailed
 from scripts.serving.client import Offer, Vllm
 from scripts.store import Store, open_store
+from scripts.store.erase import erase
 
 FOLDER = "_endpoints"
 "In the root store: the clients of a front door share an endpoint."

@@ -14,7 +14,8 @@ from scripts.errors import NotFound, VerificationFailed
 from scripts.fetch_model import fetch_model
 from scripts.interruption import is_noticed, watch_interruption
 from scripts.model_manifest import MANIFEST, ModelManifest, StagedFile
-from scripts.store import FileStore, open_store, sha256_of
+from scripts.store import FileStore, open_store
+from scripts.store.base import sha256_of
 
 RECIPE = load_recipe("qwen3-8b/zero3").recipe
 FOLDER = "Qwen--Qwen3-8B"

@@ -22,7 +22,7 @@ from recipes.served import served_families
 from scripts.dry_load import Server, dry_load, expert_buffer_gib
 from scripts.errors import InputError, Refused
 from scripts.foreign_recipes import foreign_files
-from scripts.store import sha256_of
+from scripts.store.base import sha256_of
 from trainer.convert import convert
 
 BASE = "lorry/smoke"

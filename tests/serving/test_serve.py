@@ -22,7 +22,8 @@ from scripts.serving.history import following, history, newest
 from scripts.serving.probe import listen, read_points
 from scripts.serving.publish import Desk, check, publish, roll_back
 from scripts.serving.worker import Worker, answer_command
-from scripts.store import open_store, sha256_of
+from scripts.store import open_store
+from scripts.store.base import sha256_of
 from tests.serving.conftest import finished_job
 from tests.serving.fake_vllm import FakeVllm, served
 

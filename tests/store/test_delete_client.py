@@ -15,7 +15,6 @@ from recipes.job import Submission
 from recipes.serving import Place
 from scripts import audit
 from scripts.delete_client import Certificate, delete_client, survey
-from scripts.erase import still_there
 from scripts.errors import InputError, NotFound, Refused, VerificationFailed
 from scripts.push import push
 from scripts.serving.client import Vllm
@@ -23,6 +22,7 @@ from scripts.serving.history import following, served_name
 from scripts.serving.local_server import LocalServer
 from scripts.state import JobState
 from scripts.store import open_store
+from scripts.store.erase import still_there
 from tests.serving.fake_vllm import served
 
 ENDED = JobState("completed", "done", 100, None, None, True)

@@ -16,8 +16,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 from scripts.errors import InputError, LorryError, NotFound, ProviderError, VerificationFailed
-from scripts.store import Store, open_store, sha256_of
-from scripts.store_multipart import part_bytes_of
+from scripts.store import Store, open_store
+from scripts.store.base import sha256_of
+from scripts.store.multipart import part_bytes_of
 
 MIB = 1024 * 1024
 PUT = "import sys; from pathlib import Path; from scripts.store import open_store\n"

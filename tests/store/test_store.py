@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.errors import InputError, NotFound, VerificationFailed
-from scripts.store import FileStore, Store, checked, open_store, shown
+from scripts.store import FileStore, Store, open_store
+from scripts.store.base import checked, shown
 
 MIB = 1024 * 1024
 Run = Callable[..., CompletedProcess[str]]

@@ -24,20 +24,9 @@ from botocore.exceptions import (
 )
 
 from scripts.errors import InputError, LorryError, NotFound, Problem, ProviderError, VerificationFailed
-from scripts.store import (
-    READ_BYTES,
-    Progress,
-    checked,
-    chunks,
-    disk_errors,
-    replace_durably,
-    report,
-    require_file,
-    require_sha256,
-    shown,
-    unfinished,
-)
-from scripts.store_multipart import PART_BYTES, composite_sha256, part_bytes_of, upload_in_parts
+from scripts.store.base import READ_BYTES, Progress, checked, chunks, report, require_file, require_sha256, shown
+from scripts.store.disk import disk_errors, replace_durably, unfinished
+from scripts.store.multipart import PART_BYTES, composite_sha256, part_bytes_of, upload_in_parts
 
 _CONNECTIONS = 32  # read_jobs asks for that many records at once
 _ATTEMPTS = 5

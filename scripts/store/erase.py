@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.job import Record
-from scripts.store import FileStore, disk_errors, open_store, sha256_of
+from scripts.store import FileStore, open_store
+from scripts.store.base import sha256_of
+from scripts.store.disk import disk_errors
 
 
 class Removed(Record):

@@ -15,7 +15,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from scripts.errors import InputError, Problem
-from scripts.store import Progress, report
+from scripts.store.base import Progress, report
 
 MIB = 1024 * 1024
 PART_BYTES = 8 * MIB
