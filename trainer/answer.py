@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from recipes.catalog import BaseModelFacts, Family, load_catalog
+from trainer.adapter import consumed_tensors, quiet_transformers
 from trainer.base_files import loading, refuse_incomplete
 from trainer.data import ChatTokens
 from trainer.experts.layouts import from_vllm, to_peft
 from trainer.export import CONFIG, WEIGHTS
-from trainer.prove import consumed_tensors, quiet_transformers
 
 Json = dict[str, Any]
 

@@ -23,6 +23,7 @@ from recipes.causes import EXIT_CODES
 from recipes.chat import Message, tokenise
 from recipes.evaluation import Answer, Scores, TextScore, general_questions
 from recipes.job import LaunchSpec, Result, read_record, write_record
+from trainer.adapter import load_adapter, quiet_transformers
 from trainer.base_files import BaseFiles
 from trainer.batches import padded
 from trainer.cross_entropy import IGNORED
@@ -188,8 +189,6 @@ def _text(ids: list[int], chat: ChatTokens) -> str:
 
 def main() -> int:
     """Exit code 0, or EXIT_CODES of what went wrong, said in one line."""
-    from trainer.prove import load_adapter, quiet_transformers
-
     parser = argparse.ArgumentParser(description="Measures the adapter of a job folder against its base model.")
     parser.add_argument("--job", type=Path, required=True, help="the job folder")
     parser.add_argument("--model", type=Path, required=True, help="the base model's folder")
