@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 from recipes.causes import EXIT_CODES, Cause
 from recipes.job import ContainerState, LaunchSpec, read_record
+from scripts.container.fetch_model import fetch_model
+from scripts.container.interruption import watch_interruption
 from scripts.container.pod_end import INTERRUPTED
 from scripts.container.supervisor import end_leftovers, start_child, tail, watch_child
 from scripts.container.verdict import Halt
 from scripts.errors import LorryError, NotFound, Problem
-from scripts.fetch_model import fetch_model
-from scripts.interruption import watch_interruption
 from scripts.job_folder import download_folder
 from scripts.machine import Machine, Run, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem

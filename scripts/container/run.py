@@ -24,9 +24,11 @@ from pathlib import Path
 from recipes.causes import ADVICE, EXIT_CODES
 from recipes.job import JOB_ID, Attempt, ContainerState, File, LaunchSpec, Proof, Result, Status, read_record
 from scripts.adapter import MANIFEST, write_manifest
+from scripts.container.fetch_model import fetch_model
 from scripts.container.follower import follow
 from scripts.container.gpu_probe import Idleness
 from scripts.container.guard import Guard, Left, Tick
+from scripts.container.interruption import watch_interruption
 from scripts.container.logbook import Logbook
 from scripts.container.nodes import node_of
 from scripts.container.pod_end import INTERRUPTED
@@ -44,8 +46,6 @@ from scripts.container.verdict import (
 )
 from scripts.container.work_folder import newest_checkpoint, open_work_folder
 from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem, ProviderError
-from scripts.fetch_model import fetch_model
-from scripts.interruption import watch_interruption
 from scripts.job_lock import take_lock
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from recipes.load import load_recipe
+from scripts.container.fetch_model import fetch_model
+from scripts.container.interruption import is_noticed, watch_interruption
 from scripts.errors import NotFound, VerificationFailed
-from scripts.fetch_model import fetch_model
-from scripts.interruption import is_noticed, watch_interruption
 from scripts.model_manifest import MANIFEST, ModelManifest, StagedFile
 from scripts.store import FileStore, open_store
 from scripts.store.base import sha256_of
