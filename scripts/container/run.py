@@ -9,7 +9,6 @@ the machine was told to end before the job was over.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import shutil
@@ -17,7 +16,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +48,6 @@ from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem, 
 from scripts.job_lock import take_lock
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
-from scripts.places import run_here
 from scripts.settings import read_settings
 from scripts.state import hourly_usd
 from scripts.store import FileStore, open_store
@@ -57,21 +55,6 @@ from scripts.store import FileStore, open_store
 INTERRUPTION = "the machine is told to end before the job is over; started again, it goes on from its newest checkpoint"
 PROOF_TRIES = 2
 DELIVERY_SECONDS = 900.0  # the most an ended job may take to bring its logs and checkpoint home
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads argv and environment, runs the container of one job, returns the exit code."""
-    parser = argparse.ArgumentParser(description="Runs one job on this machine.")
-    parser.add_argument("--store", required=True, help="URL of the folder that holds the job's folder")
-    parser.add_argument("--job", required=True)
-    parser.add_argument("--work", type=Path, help="folder for the copy of a job in a bucket (default: a new one)")
-    parser.add_argument("verb", nargs="?", choices=("train",), help="what SageMaker says to every image; it may say it")
-    given = parser.parse_args(arguments)
-
-    def run(work: Path | None, end: Callable[[], None]) -> int:
-        return run_container(machine_here(given.store, given.job, work, end))
-
-    return run_here(run, os.environ, given.job, given.work)
 
 
 def machine_here(store_url: str, job_id: str, work: Path | None, end: Callable[[], None] = nothing) -> Machine:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from scripts.container.places import run_here
 from scripts.container.run import machine_here, run_container
 from scripts.container.supervisor import Timing
-from scripts.places import run_here
 from tests.container.replay_container import prove, train
 
 
