@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOCKED := $(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | tr -d ' ')
 STAMP := $(VENV)/.installed-$(LOCKED)
 
-.PHONY: demo demo-runpod demo-serve live-smoke test test-slow bench lock clean
+.PHONY: demo demo-runpod demo-serve live-smoke test test-slow test-long bench lock clean
 
 demo: $(STAMP)  ## trains the smoke recipe on the example training set, to a verified adapter
 	$(BIN)/lorry run smoke/zero3 --training-set examples/bicycle-care.jsonl
@@ -22,10 +22,13 @@ live-smoke: $(STAMP)  ## one real Pod, for less than a dollar: shows the quote, 
 	$(BIN)/python -m scripts.live_smoke
 
 test: $(STAMP)  ## lint, types and the tests that are quick
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not long" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the long cycles
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
+test-long: $(STAMP)  ## hundreds of seeded worlds, nodes that die, jobs that train for real on each cloud: before a release
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 bench: $(STAMP)  ## ratios against named peers, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks

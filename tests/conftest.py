@@ -12,6 +12,10 @@ import pytest
 _skipped: list[str] = []
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes minutes, or a gigabyte of an SDK; runs in `make test-long`")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and "RUNPOD_OPENAPI is not set" not in str(report.longrepr):
         _skipped.append(

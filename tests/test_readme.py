@@ -23,7 +23,7 @@ PLACES = {
     ".github/workflows/": "check, terraform, image, train, reap",
     "tests/": "what is claimed, shown: one folder per room",
     ".ci/run": "what continuous integration runs",
-    "Makefile": "demo, demo-runpod, live-smoke, test, test-slow, bench",
+    "Makefile": "demo, demo-runpod, live-smoke, test, test-slow, test-long, bench",
     "pyproject.toml": "packages, pins and settings of the tools",
     "requirements.lock": "every version, resolved",
     ".gitignore": "what is made, not kept",

@@ -138,7 +138,7 @@ def make_nodes(tmp_path: Path, staged: Path) -> Any:
         nodes.end()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_a_node_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_resumes(make_nodes: Any) -> None:
     nodes = make_nodes("smoke/zero3", max_steps=8, checkpoint_steps=2)
@@ -161,7 +161,7 @@ def test_a_node_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_res
     assert (job.folder / "logs" / f"trainer-{files.container.attempts[-1].number}-node-1.log").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_two_nodes_with_a_replica_each_make_one_adapter(make_nodes: Any) -> None:
     nodes = make_nodes("smoke/replica", max_steps=3)

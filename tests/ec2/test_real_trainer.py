@@ -111,7 +111,7 @@ def hardware(aws: dict[str, str], tmp_path: Path) -> Iterator[Hardware]:
         process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_smoke_recipe_trains_on_a_machine_of_ec2(aws: dict[str, str], hardware: Hardware, tmp_path: Path) -> None:
     spec = smoke_spec(tmp_path / "data", "real-1", "ec2", 20.0)

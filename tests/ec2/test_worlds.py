@@ -42,7 +42,7 @@ def test_a_few_worlds_on_ec2_end_well_or_with_a_reason(folder: Path) -> None:
     assert ends(range(QUICK), folder)["completed"] >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_every_world_on_ec2_ends_well_or_with_a_reason(folder: Path) -> None:
     seen = ends(range(QUICK, ALL), folder)

@@ -188,7 +188,7 @@ def lived(seed: int, spec: LaunchSpec, data: Path, model: Path, folder: Path) ->
         return state.state, [f"world {seed}: {fault}\n{said}" for fault in world.found + runpod.drift]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_nine_jobs_that_really_train_end_well_or_with_a_cause(tmp_path: Path, model: Path) -> None:
     spec = smoke_spec(tmp_path / "data", "real-0")

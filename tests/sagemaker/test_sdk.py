@@ -39,7 +39,7 @@ def sdk_says(request: Json, tmp_path: Path) -> Json:
     return body
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_sdk_asks_for_the_same_but_for_its_channels_and_entry_point(bucket: str, tmp_path: Path) -> None:
     spec = large().model_copy(update={"store": "s3://bucket/clients/acme/jobs"})

@@ -31,7 +31,7 @@ def test_a_few_worlds_end_well_or_with_a_reason(folder: Path) -> None:  # noqa: 
     assert ends(range(QUICK), folder)["completed"] >= 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_every_world_ends_well_or_with_a_reason(folder: Path) -> None:  # noqa: F811
     seen = ends(range(QUICK, ALL), folder)
