@@ -7,7 +7,7 @@ catalog.models["Qwen/Qwen3-Next-80B-A3B-Instruct"].shape.experts   # 512
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -209,7 +209,7 @@ class Catalog:
     models: dict[str, BaseModelFacts]
     gpus: dict[str, Gpu]
     offers: dict[str, Offer]
-    refused: dict[str, str]
+    refused: dict[str, str] = field(default_factory=dict)
     "Models that people ask for and that cannot be trained here -> why, and what would be right."
 
     def family_of(self, model: str) -> Family:

@@ -38,6 +38,7 @@ BY_JOB = [
     ("POST", "/v1/fine_tuning/jobs/{}/cancel"),
     ("GET", "/v1/fine_tuning/jobs/{}/events"),
     ("GET", "/v1/fine_tuning/jobs/{}/checkpoints"),
+    ("POST", "/adapters/{}/promote"),
 ]
 
 

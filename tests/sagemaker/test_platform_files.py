@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.container.__main__ import main
 from scripts.container.nodes import node_of
-from scripts.container.run import main
 from scripts.container.training_job import TrainingJob, run_in_training_job, training_job
 from scripts.errors import InputError, ProviderError
 
