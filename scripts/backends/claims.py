@@ -8,6 +8,7 @@ asks, the others wait for its answer. A claim whose holder fell silent is follow
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -31,9 +32,9 @@ class Claim(Record):
     "Why no machine came of it."
 
     @property
+    @abstractmethod
     def machine(self) -> str | None:
         """What came of it, by the provider's id."""
-        raise NotImplementedError
 
     def is_pending(self, now: float) -> bool:
         """Whether its holder may still be asking."""

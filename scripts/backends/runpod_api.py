@@ -59,6 +59,11 @@ class RunpodApi:
         headers = {"authorization": f"Bearer {self._key}", "accept": "application/json"}
         self._client = httpx.Client(headers=headers, timeout=_TIMEOUT)
 
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> RunpodApi:
+        """The account of RUNPOD_API_KEY, at RUNPOD_API_BASE_URL where that is set. Raises InputError without a key."""
+        return cls(environment.get("RUNPOD_API_KEY", ""), environment.get("RUNPOD_API_BASE_URL") or BASE_URL)
+
     def __enter__(self) -> RunpodApi:
         return self
 

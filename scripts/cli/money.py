@@ -45,15 +45,13 @@ def _tick(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _restore_endpoints(settings: Settings, report: TickReport) -> None:
     """Gives serving endpoints their workers back where whoever drained them did not live to do it."""
-    from scripts.backends.runpod_api import BASE_URL, RunpodApi
+    from scripts.backends.runpod_api import RunpodApi
     from scripts.serving.runpod_endpoint import endpoint_ids, restore
 
     store = open_store(settings.store)
     try:
         for endpoint in endpoint_ids(store):
-            with RunpodApi(
-                os.environ.get("RUNPOD_API_KEY", ""), os.environ.get("RUNPOD_API_BASE_URL") or BASE_URL
-            ) as api:
+            with RunpodApi.of(os.environ) as api:
                 if not restore(api, store, endpoint, time.time()):
                     report.left += 1
     except LorryError as error:
@@ -101,12 +99,12 @@ def _print_decisions(arguments: argparse.Namespace, decisions: list[Decision], t
 
 
 def _forgotten(owned: set[str]) -> tuple[Forgotten, ...]:
-    from scripts.backends.runpod_api import BASE_URL, RunpodApi
+    from scripts.backends.runpod_api import RunpodApi
     from scripts.forgotten import forgotten
 
     if not os.environ.get("RUNPOD_API_KEY"):
         return ()
-    with RunpodApi(os.environ.get("RUNPOD_API_KEY", ""), os.environ.get("RUNPOD_API_BASE_URL") or BASE_URL) as api:
+    with RunpodApi.of(os.environ) as api:
         return tuple(forgotten(api.listed("pods"), api.listed("network-volumes"), api.listed("serverless"), owned))
 
 

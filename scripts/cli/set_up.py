@@ -198,9 +198,9 @@ def _runpod() -> AbstractContextManager[RunpodApi | None]:
 
 def _required_runpod() -> RunpodApi:
     """The account of RUNPOD_API_KEY. Raises InputError without a key."""
-    from scripts.backends.runpod_api import BASE_URL, RunpodApi
+    from scripts.backends.runpod_api import RunpodApi
 
-    return RunpodApi(os.environ.get("RUNPOD_API_KEY", ""), os.environ.get("RUNPOD_API_BASE_URL") or BASE_URL)
+    return RunpodApi.of(os.environ)
 
 
 COMMANDS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from recipes.serving import Place
-from scripts.backends.runpod_api import BASE_URL, RunpodApi
+from scripts.backends.runpod_api import RunpodApi
 from scripts.serving.client import Vllm
 from scripts.serving.runpod_endpoint import RunpodVllm
 from scripts.store import Store
@@ -27,6 +27,5 @@ def connect(
     key = environment.get("LORRY_SERVING_KEY", "")
     if place.endpoint is None:
         return Vllm(place.url, key)
-    runpod_key = environment.get("RUNPOD_API_KEY", "")
-    runpod = RunpodApi(runpod_key, environment.get("RUNPOD_API_BASE_URL") or BASE_URL)
-    return RunpodVllm(runpod, place.endpoint, store, place.url, key or runpod_key, by, now, sleep)
+    answers_key = key or environment.get("RUNPOD_API_KEY", "")
+    return RunpodVllm(RunpodApi.of(environment), place.endpoint, store, place.url, answers_key, by, now, sleep)
