@@ -42,3 +42,7 @@ mock_resource "aws_launch_template" {
 mock_resource "aws_ec2_capacity_reservation" {
   defaults = { id = "cr-0123456789abcdef0" }
 }
+
+mock_resource "aws_security_group" {
+  defaults = { id = "sg-0123456789abcdef0" }
+}
