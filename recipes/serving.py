@@ -1,6 +1,7 @@
 """The files of a serving place: which adapter is live there, which were before, and everything that was tried.
 
 _serving/PLACE/00000001.json and so on in the store: each is the whole state after one deed, created once.
+_outcomes/JOB/WINDOW/REPORTER.json: how users' own chats with an adapter ended, as counts.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ class Serving(Record):
     effect: float | None = None
     error: float | None = None
     "As scripts.serving.probe heard them."
+
+
+class Outcomes(Record):
+    """How chats with one adapter ended in five minutes, as one process of the web app counted them; no text of them."""
+
+    answered: Annotated[int, Field(ge=0)] = 0
+    failed: Annotated[int, Field(ge=0)] = 0
+    "No answer, an error, or a blank one."
 
 
 class EndpointState(Record):

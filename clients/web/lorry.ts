@@ -1,7 +1,9 @@
-/** Lorry's front door for a web app: submit a training, follow it, end it, and check its webhooks. No dependencies.
+/** Lorry's front door for a web app: submit a training, follow it, end it, check its webhooks, and choose the adapter
+ *  that answers a conversation. No dependencies.
  *
  *  const lorry = new Lorry({ url: process.env.GPU_CLUSTER_API_URL!, key: process.env.GPU_CLUSTER_API_KEY! });
  *  const job = await lorry.submit({ job_id: row.id, dataset_url, hyperparameters: { epochs: 3 } });
+ *  const { url, model } = await lorry.chatFor(conversation.id);
  */
 
 export type Phase = "IN_QUEUE" | "IN_PROGRESS" | "COMPLETED" | "FAILED" | "CANCELLED";
@@ -86,6 +88,22 @@ export type JobEvent =
   | { event: "status"; data: Progress & { status: Phase; error?: string } }
   | { event: "end"; data: { status: Phase } };
 
+/** Where chats go. `canary` answers its share of the conversations, `model` all others. */
+export interface Inference {
+  url: string | null;
+  model: string | null;
+  canary: { model: string; share: number } | null;
+}
+
+export interface Adapter {
+  id: string;
+  model: string;
+  base_model: string;
+  evaluation: "none" | "passed" | "not passed";
+  live: boolean;
+  canary: boolean;
+}
+
 /** What went wrong, in the front door's own words. `code` is stable: bad_input, refused, not_found, conflict, ... */
 export class LorryError extends Error {
   constructor(
@@ -102,6 +120,9 @@ export class LorryError extends Error {
 export class Lorry {
   private readonly url: string;
   private readonly headers: Record<string, string>;
+  private readonly reporter = crypto.randomUUID();
+  private inference: { at: number; value: Inference } | undefined;
+  private counts = new Map<string, { window: number; sentAt: number; answered: number; failed: number }>();
 
   constructor(options: { url: string; key: string }) {
     this.url = options.url.replace(/\/+$/, "");
@@ -156,6 +177,53 @@ export class Lorry {
     }
   }
 
+  /** Finished adapters, and where chats go. */
+  adapters(): Promise<{ adapters: Adapter[]; inference: Inference }> {
+    return this.call("GET", "/adapters");
+  }
+
+  /** Makes an adapter live once the server is heard to answer with it; that may take minutes. */
+  promote(id: string): Promise<{ deed: string; sentence: string; inference: Inference }> {
+    return this.call("POST", `/adapters/${encodeURIComponent(id)}/promote`);
+  }
+
+  /** Makes the adapter live again that was live before. */
+  rollBack(): Promise<{ deed: string; sentence: string; inference: Inference }> {
+    return this.call("POST", "/adapters/roll-back");
+  }
+
+  /** Where a conversation's chat goes, and by which model's name. The front door is asked at most every 30 seconds;
+   *  where it does not answer, what it said last still holds: no chat waits for it. */
+  async chatFor(conversation: string): Promise<{ url: string; model: string }> {
+    const known = this.inference;
+    if (!known || Date.now() - known.at > 30_000) {
+      try {
+        this.inference = { at: Date.now(), value: (await this.adapters()).inference };
+      } catch (error) {
+        if (!known) throw error;
+        this.inference = { ...known, at: Date.now() };
+      }
+    }
+    const { value } = this.inference!;
+    if (!value.url || !value.model) throw new LorryError("nothing is served for this client yet", 422, "refused");
+    return { url: value.url, model: await modelFor(value, conversation) };
+  }
+
+  /** Counts how a chat ended: `answered` is false for an error, no answer or a blank one. Totals go to the front door,
+   *  no text; where many fail, `lorry serve --check` goes back to the adapter before. It never throws. */
+  async countChat(model: string, answered: boolean): Promise<void> {
+    const [now, reporter] = [Date.now(), this.reporter];
+    const window = Math.floor(now / 300_000);
+    const kept = this.counts.get(model);
+    const total = kept?.window === window ? kept : { window, sentAt: 0, answered: 0, failed: 0 };
+    this.counts.set(model, total);
+    total[answered ? "answered" : "failed"] += 1;
+    if (answered && now - total.sentAt < 10_000) return; // the next one brings it along
+    total.sentAt = now;
+    const told = { model, reporter, window, answered: total.answered, failed: total.failed };
+    await this.call("POST", "/adapters/outcomes", told).catch(() => undefined);
+  }
+
   private async call<T>(method: string, path: string, body?: unknown, more: Record<string, string> = {}): Promise<T> {
     const init: RequestInit = { method, headers: { ...this.headers, ...more } };
     if (body !== undefined) init.body = JSON.stringify(body);
@@ -163,6 +231,19 @@ export class Lorry {
     if (!answer.ok) throw await errorOf(answer);
     return (await answer.json()) as T;
   }
+}
+
+/** The model that answers a conversation, always the same one while a canary stands: the canary where the first 32 bits
+ *  of SHA-256("CANARY'S NAME\nCONVERSATION"), as a fraction of 2^32, lie below its share. A larger share keeps the
+ *  conversations it has; another canary gets others. */
+export async function modelFor(inference: Inference, conversation: string): Promise<string> {
+  const { model, canary } = inference;
+  if (canary) {
+    const text = new TextEncoder().encode(`${canary.model}\n${conversation}`);
+    const digest = new DataView(await crypto.subtle.digest("SHA-256", text));
+    if (digest.getUint32(0) / 2 ** 32 < canary.share) return canary.model;
+  }
+  return model ?? "";
 }
 
 /** The message of a webhook, once its signature and its age are right; throws LorryError otherwise.

@@ -27,7 +27,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", nargs="?", help="publish the adapter of this job")
     parser.add_argument("--place", metavar="NAME", default="main", help="which server, by a name you choose (main)")
     parser.add_argument("--roll-back", action="store_true", help="make the adapter live that was live before")
-    parser.add_argument("--check", action="store_true", help="hear the live adapter; load it again, or go back")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="hear the live adapter and canary, and how users' chats end; load again, or go back",
+    )
     parser.add_argument("--history", action="store_true", help="show what was done at this place")
     parser.add_argument("--local", metavar="MODEL", help=f"open a server of this base model here, on port {PORT}")
     parser.add_argument("--port", type=int, default=PORT, help="of the server opened with --local")

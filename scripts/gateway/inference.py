@@ -1,8 +1,9 @@
 """The front door and inference: adapters are listed, promoted and rolled back here; a chat is sent on with a sentence.
 
-GET /adapters      POST /adapters/{id}/promote      POST /adapters/roll-back
+GET /adapters      POST /adapters/{id}/promote      POST /adapters/roll-back      POST /adapters/outcomes
 
-The answer of each says under `inference` where the web app's chat is to go, and by which model's name.
+The answer of the first three says under `inference` where the web app's chat is to go, and by which model's name; the
+last takes the web app's counts of how its chats ended. All of them stand below /v2/lorry too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from recipes.serving import Serving
+from recipes.validate import validated
 from scripts.errors import NotFound, Problem, Refused, VerificationFailed
 from scripts.evaluate import read_assessment
 from scripts.gateway.contact import Look, look, looks
@@ -25,6 +27,7 @@ from scripts.gateway.queue import PREFIX
 from scripts.gateway.views import Json
 from scripts.serving.connect import connect
 from scripts.serving.history import history, served_name
+from scripts.serving.outcomes import Told, keep
 from scripts.serving.publish import Desk, publish, roll_back
 
 PLACE = "main"
@@ -37,10 +40,17 @@ def routes(door: Door) -> list[Route]:
     """The paths of adapters, and a word for those who ask a chat of the URL that trains."""
     wrong = [f"{base}/{chat}" for base in _WRONG_DOORS for chat in _CHATS]
     return [
-        Route("/adapters", endpoint(door, _list), methods=["GET"]),
-        Route("/adapters/{id}/promote", endpoint(door, _promote), methods=["POST"]),
-        Route("/adapters/roll-back", endpoint(door, _roll_back), methods=["POST"]),
+        *[route for prefix in ("", PREFIX) for route in _routes(door, f"{prefix}/adapters")],
         *[Route(path, guarded(_not_here(door)), methods=["POST"]) for path in wrong],
+    ]
+
+
+def _routes(door: Door, base: str) -> list[Route]:
+    return [
+        Route(base, endpoint(door, _list), methods=["GET"]),
+        Route(f"{base}/{{id}}/promote", endpoint(door, _promote), methods=["POST"]),
+        Route(f"{base}/roll-back", endpoint(door, _roll_back), methods=["POST"]),
+        Route(f"{base}/outcomes", endpoint(door, _outcomes), methods=["POST"]),
     ]
 
 
@@ -63,6 +73,17 @@ def _promote(door: Door, call: Call) -> Json:
 def _roll_back(door: Door, call: Call) -> Json:
     with _desk(door, call, _required(door, call)) as desk:
         return _told(door, call, roll_back(desk, "asked for by the client"))
+
+
+def _outcomes(door: Door, call: Call) -> Json:
+    """Counts for another model than the live one and the canary are late, or the base's: nothing hangs on them."""
+    told = validated(Told, call.fields(), "body")
+    jobs, state = door.room(call.client).jobs, _state(door, call)
+    at_work = [job for job in (state.live, state.canary) if job] if state else []
+    named = next((job for job in at_work if served_name(jobs, job) == told.model), None)
+    if named:
+        keep(jobs, named, told, door.now())
+    return {"counted": named is not None}
 
 
 @contextmanager

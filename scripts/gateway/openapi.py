@@ -8,6 +8,7 @@ from typing import Any
 from scripts.gateway.openai import CreateJob
 from scripts.gateway.queue import PREFIX
 from scripts.gateway.understand import RunRequest, TrainingInput
+from scripts.serving.outcomes import Told
 
 Json = dict[str, Any]
 
@@ -37,6 +38,7 @@ _PATHS: tuple[tuple[str, str, str, type[Any] | None], ...] = (
     ("get", "/adapters", "finished adapters, and where a chat is to go", None),
     ("post", "/adapters/{id}/promote", "make an adapter live, once it is proven on the server", None),
     ("post", "/adapters/roll-back", "make the adapter live again that was live before", None),
+    ("post", "/adapters/outcomes", "how chats ended with the live adapter or the canary, as counts", Told),
     ("get", "/v1/files", "uploaded training sets", None),
     ("get", "/v1/files/{id}", "one uploaded training set", None),
 )
@@ -54,6 +56,13 @@ _EXAMPLES: dict[type[Any], Json] = {
         "model": "lorry/smoke",
         "training_file": EXAMPLE_LINK,
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},
+    },
+    Told: {
+        "model": "clients/acme/bicycle-2",
+        "reporter": "5f0c1d7e-58a5-4a3b-9d5e-0c9a54f1e002",
+        "window": 5983000,
+        "answered": 120,
+        "failed": 1,
     },
 }
 _QUERIES = {

@@ -26,6 +26,7 @@ from scripts.export import export
 from scripts.job_folder import file_below
 from scripts.serving.client import Offer, Vllm
 from scripts.serving.history import following, history, newest, served_name
+from scripts.serving.outcomes import at_work_since, complaint, counted
 from scripts.serving.probe import Heard, listen, read_points
 from scripts.store import Store, open_store
 
@@ -111,17 +112,24 @@ def roll_back(desk: Desk, reason: str = "asked for") -> Serving:
 def check(desk: Desk) -> Serving:
     """Hears the live adapter; loads it again where the server forgot it, goes back where that does not help.
 
-    A canary that does not answer as trained, or fails real requests, is withdrawn at once: nobody depends on it yet.
+    It also goes back from an adapter that answers as trained while the users' own chats fail. A canary of which
+    either is true is withdrawn at once: nobody depends on it yet.
 
-    Raises VerificationFailed when neither answers as trained.
+    Raises VerificationFailed when neither answers as trained, or chats fail and there is nothing to go back to.
     """
     state = newest(desk.store, desk.place)
     if state.live is None and state.canary is None:
         raise Refused(Problem(f"place {desk.place}", "nothing is live there", "publish an adapter"))
-    if state.canary and (reason := _heard(desk, state.place, state.canary)[1]):
+    if state.canary and (reason := _heard(desk, state.place, state.canary)[1] or _complaint(desk, state.canary)):
         state = _withdrawn(desk, state, state.canary, reason)
-    if state.live is None or _heard(desk, state.place, state.live)[0]:
+    if state.live is None:
         return state
+    if _heard(desk, state.place, state.live)[0]:
+        reason = _complaint(desk, state.live)
+        if reason and not state.earlier:
+            want = "no adapter was live there before: publish another one, or look at the web app"
+            raise VerificationFailed(Problem(f"{state.live} at {desk.vllm.url}", reason, want))
+        return roll_back(desk, reason) if reason else state
     begun = _step(desk, state, "reload", state.live, "begun")
     try:
         heard = _proven(desk, state.place, state.live)
@@ -219,6 +227,12 @@ def _heard(desk: Desk, place: Place, job_id: str) -> tuple[Heard | None, str]:
     except ProviderError as error:
         return None, f"{_SILENT}{error}"
     return (None, heard.problem) if heard.problem else (heard, "")
+
+
+def _complaint(desk: Desk, job_id: str) -> str | None:
+    """What the users' own chats say against the adapter since it was last proven here."""
+    since = at_work_since(history(desk.store, desk.place), job_id)
+    return complaint(counted(desk.store, job_id, since, desk.now()))
 
 
 def _restored(desk: Desk, begun: Serving, job_id: str) -> str:

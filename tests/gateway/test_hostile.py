@@ -254,7 +254,7 @@ def test_no_request_that_the_document_allows_or_forbids_breaks_the_front_door(ma
         check()
     assert not bad, bad[:3]
     names = {label for label, _ in seen}
-    assert len(names) == 27
+    assert len(names) == 28
     unserved = {"POST /adapters/{id}/promote", "POST /adapters/roll-back"}  # there is no server of the model here
     never = {name for name in names if not seen[name, True]} - unserved
     assert never <= (set() if examples > 20 else {f"POST /v2/lorry/{name}" for name in ("run", "runsync", "quote")})
@@ -268,7 +268,7 @@ def test_the_examples_of_the_document_are_accepted(still: Front) -> None:
         for operation in operations.values()
         if "application/json" in operation.get("requestBody", {}).get("content", {})
     }
-    assert len(examples) == 5
+    assert len(examples) == 6
     for number, (path, example) in enumerate(examples.items()):
         text = json.dumps(example).replace(EXAMPLE_LINK, f"{still.sets.url}/set.jsonl")
         body = json.loads(text.replace("5f0c1d7e", f"5f0c1d{number}e"))

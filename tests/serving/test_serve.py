@@ -19,6 +19,7 @@ from scripts.errors import Conflict, InputError, NotFound, Refused, Verification
 from scripts.machine import trainer_environment
 from scripts.serving.client import Vllm
 from scripts.serving.history import following, history, newest
+from scripts.serving.outcomes import WINDOW_SECONDS, Told, keep
 from scripts.serving.probe import listen, read_points
 from scripts.serving.publish import Desk, check, publish, roll_back
 from scripts.serving.worker import Worker, answer_command
@@ -156,6 +157,33 @@ def test_an_adapter_that_stops_working_goes_back_by_itself(scene: Scene) -> None
     assert scene.hears("good-1")
 
 
+def _chats(scene: Scene, job: str, answered: int, failed: int) -> None:
+    """What the web app tells of the five minutes that follow the next ones, and the clock is there."""
+    scene.desk.sleep(2 * WINDOW_SECONDS)
+    now = scene.desk.now()
+    window = int(now // WINDOW_SECONDS)
+    told = Told(model=job, reporter="web-app-1", window=window, answered=answered, failed=failed)
+    keep(scene.store, job, told, now)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_answers_as_trained_goes_back_when_users_chats_fail(scene: Scene) -> None:
+    scene.publish("good-1")
+    _chats(scene, "good-2", 0, 50)  # of another stay of the adapter there: not held against it
+    live = scene.publish("good-2")
+    assert check(scene.desk) == live
+    _chats(scene, "good-2", 96, 4)
+    assert check(scene.desk) == live
+    _chats(scene, "good-2", 0, 5)
+    state = check(scene.desk)
+    assert (state.deed, state.live) == ("roll back", "good-1")
+    assert "9 of 105 of the users' own chats failed; at most 5%; was good-2" in state.sentence
+    _chats(scene, "good-1", 10, 10)
+    with pytest.raises(VerificationFailed, match="10 of 20 of the users' own chats failed"):
+        check(scene.desk)  # no adapter was live before: a person has to look
+    assert newest(scene.store, "main") == state
+
+
 @pytest.mark.slow
 def test_a_canary_is_proven_but_not_live(scene: Scene) -> None:
     scene.publish("good-1")
@@ -168,6 +196,9 @@ def test_a_canary_is_proven_but_not_live(scene: Scene) -> None:
     assert "real requests failed" in withdrawn.sentence
     assert "good-2" not in scene.server.adapters
     scene.server.fault = ""
+    scene.publish("good-2", canary=0.1)
+    _chats(scene, "good-2", 3, 7)
+    assert check(scene.desk).sentence == "withdrawn: 7 of 10 of the users' own chats failed; at most 5%"
     assert scene.publish("good-2").live == "good-2"
 
 
