@@ -31,8 +31,8 @@ def test_totals_that_come_twice_or_late_count_once_and_only_of_the_last_hour(tmp
     assert counted(store, "good-1", 0.0, NOW) == Outcomes(answered=15, failed=1)
     assert counted(store, "good-1", WINDOW * WINDOW_SECONDS, NOW) == Outcomes(answered=11, failed=1)
     assert counted(store, "good-1", NOW, NOW) == Outcomes()  # the window began before it was live
-    assert counted(store, "good-1", 0.0, NOW + WINDOWS * WINDOW_SECONDS) == Outcomes(answered=11, failed=1)
-    assert counted(store, "good-1", 0.0, NOW + (WINDOWS + 1) * WINDOW_SECONDS) == Outcomes()
+    assert counted(store, "good-1", 0.0, NOW + (WINDOWS - 1) * WINDOW_SECONDS) == Outcomes(answered=11, failed=1)
+    assert counted(store, "good-1", 0.0, NOW + WINDOWS * WINDOW_SECONDS) == Outcomes()
     (tmp_path / "_outcomes" / "good-1" / str(WINDOW) / "process-2.json").write_text("half")
     assert counted(store, "good-1", 0.0, NOW) == Outcomes(answered=13, failed=1)
 
