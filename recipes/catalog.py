@@ -52,6 +52,11 @@ class Family(Fact):
     frozen: Names = ()
     "Suffixes of parameters that must never train: router and shared-expert gate."
 
+    @property
+    def our_experts(self) -> bool:
+        """Whether our expert function computes its experts; where they are no target group, transformers' own does."""
+        return "experts" in self.groups
+
 
 class LinearAttention(Strict):
     """Gated DeltaNet layers."""
@@ -91,6 +96,10 @@ class Shape(Strict):
     qk_norm: bool = False
     attention_bias: bool = False
     "q, k and v have a bias."
+    biased_throughout: bool = False
+    "So have o, the router and the experts."
+    attention_sinks: bool = False
+    "Each head may attend to nothing; transformers then holds every score, tokens x tokens."
     linear_attention: LinearAttention | None = None
     latent_attention: LatentAttention | None = None
     "head_dim is then that of queries and keys, the rotated part included."

@@ -89,12 +89,19 @@ def catalog_problems(value: Any, catalog: Catalog, shown: str, lines: Mapping[Pa
 def _problems_with(
     model: BaseModelFacts, name: str, value: Any, catalog: Catalog, shown: str, lines: Mapping[Path, int]
 ) -> Iterator[Problem]:
-    groups = catalog.families[model.family].groups
+    family = catalog.families[model.family]
+    groups, quantize = family.groups, _at(value, "hardware", "quantize")
     targets, tokens = _at(value, "adapter", "targets"), _at(value, "data", "max_tokens")
     for target in targets if isinstance(targets, list) else ():
         if target in get_args(TargetGroup) and target not in groups:
             where = place(shown, ("adapter", "targets"), lines)
-            yield Problem(where, f"'{target}' matches nothing in {name}", f"it has {', '.join(groups)}")
+            got = f"'{target}' matches nothing in {name}"
+            if target == "experts" and family.moe_block:
+                got = f"the experts of {name} cannot be trained: our expert function does not compute them"
+            yield Problem(where, got, f"it has {', '.join(groups)}")
+    if quantize is not None and family.moe_block and not family.our_experts:
+        got = f"{quantize}: the experts of {name} cannot be quantised here"
+        yield Problem(place(shown, ("hardware", "quantize"), lines), got, "leave it out, with engine zero3")
     tokens = Data().max_tokens if tokens is None else tokens
     if type(tokens) is int and model.context_tokens < tokens <= MAX_TOKENS:
         where = place(shown, ("data", "max_tokens"), lines)

@@ -32,7 +32,7 @@ def load_adapter(model_folder: Path, adapter: Path, family: Family, recipe: Reci
     if recipe.hardware.quantize or experts_in_bf16:
         return _with_our_modules(model_folder, adapter, family, recipe)
     model, consumed = _with_peft(model_folder, adapter, family, DTYPES[recipe.training.precision])
-    if family.moe_block and recipe.training.precision == "bf16":
+    if family.our_experts and recipe.training.precision == "bf16":
         use_our_experts(model)  # rounded as in training, or near-ties in the routers fall otherwise
     return model, consumed
 
@@ -60,7 +60,7 @@ def _with_our_modules(model_folder: Path, adapter: Path, family: Family, recipe:
     plan = plan_targets(meta_model(model.config, dtype), family, recipe.adapter)
     summation: Summation = "accumulator" if recipe.hardware.engine == "replica" else "split"
     attach(model, family, recipe.adapter, plan, seed=0, dtype=dtype, summation=summation)
-    if family.moe_block:
+    if family.our_experts:
         use_our_experts(model)
     try:
         weights = read_adapter(adapter / WEIGHTS, plan)

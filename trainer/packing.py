@@ -27,7 +27,13 @@ Pack = Callable[[Sequence[Example], Any], dict[str, Any]]
 
 
 def can_pack(layer_types: Sequence[str]) -> bool:
-    """Full attention always; linear attention only with both fast kernels, whose fallbacks know no boundaries."""
+    """Full attention always; linear attention only with both fast kernels, whose fallbacks know no boundaries.
+
+    Sliding attention never: the one class that has it here, gpt_oss of transformers 5.23.0, makes its masks without
+    position_ids.
+    """
+    if "sliding_attention" in layer_types:
+        return False
     kernels = all(importlib.util.find_spec(name) for name in ("fla", "causal_conv1d"))
     return kernels or "linear_attention" not in layer_types
 

@@ -164,7 +164,7 @@ def _model(spec: LaunchSpec, base: Base, plan: TargetPlan, engine: Engine, journ
     recipe = spec.recipe
     dtype = DTYPES[recipe.training.precision]
     model = engine.load(base.files, base.family, dtype)
-    if base.family.moe_block:
+    if base.family.our_experts:
         use_our_experts(model)
     attach(
         model,

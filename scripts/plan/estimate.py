@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recipes.catalog import BaseModelFacts, Catalog, Gpu, Offer
 from recipes.recipe import Recipe
@@ -31,8 +31,11 @@ def estimate(recipe: Recipe, model: BaseModelFacts, work: Workload, offer: Offer
     if recipe.hardware.nodes > 1 and offer.network_gb_per_second is not None:  # the slower of the two links decides
         bus = min(gpu.bus_gb_per_second, offer.network_gb_per_second)
         gpu = gpu.model_copy(update={"bus_gb_per_second": bus})
-    trained = targeted(model.shape, catalog.families[model.family], recipe.adapter)
+    family = catalog.families[model.family]
+    trained = targeted(model.shape, family, recipe.adapter)
     storage = storage_of(recipe, ranks, gpu)
+    if not family.our_experts:
+        storage = replace(storage, experts="plain")
     parts = memory_terms(model.shape, trained, recipe.adapter.rank, storage, largest_batch(recipe, work))
     return Estimate(offer, gpu, peak_terms(parts, gpu, ranks), times(model, trained, recipe, storage, work, offer, gpu))
 

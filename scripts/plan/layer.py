@@ -14,6 +14,8 @@ from scripts.plan.term import Term, number
 
 LOOKUPS = 2**25
 "Bytes of NF4 decoded at a time."
+SCORES = 6
+"Copies of all attention scores alive at once where no kernel fuses them: counted in transformers 5.23.0 gpt_oss."
 UNEVEN = 2
 "Rows of the busiest block of experts over those of an average one."
 
@@ -26,6 +28,7 @@ def layer_terms(shape: Shape, trained: tuple[Matrix, ...], rank: int, storage: S
     expert_rank = rank if experts else 0
     return [
         _mixer(shape, storage, tokens),
+        _scores(shape, storage, tokens),
         *_expert_terms(shape, expert_rank, storage, tokens),
         _factor_copies(shape, experts, rank, storage),
         *_quantised_terms(shape, expert_rank, storage),
@@ -57,6 +60,14 @@ def _mixer(shape: Shape, storage: Storage, tokens: int) -> Term:
         values += 3 * sum(matrix.outputs for matrix in linear if matrix.name != "out_proj")
     says = f"{tokens:,} tokens x {values:,} values of attention, norms and shared expert x {storage.value_bytes} bytes"
     return Term("layer work", tokens * values * storage.value_bytes, says)
+
+
+def _scores(shape: Shape, storage: Storage, tokens: int) -> Term:
+    """Attention with sinks has no fused kernel that we use: it holds tokens x tokens scores for every head."""
+    if not shape.attention_sinks:
+        return Term("attention scores", 0, "")
+    says = f"{SCORES} x {shape.heads} heads x {tokens:,} x {tokens:,} scores x {storage.value_bytes} bytes"
+    return Term("attention scores", SCORES * shape.heads * tokens**2 * storage.value_bytes, says)
 
 
 def _expert_terms(shape: Shape, rank: int, storage: Storage, tokens: int) -> list[Term]:

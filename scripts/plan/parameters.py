@@ -107,6 +107,11 @@ def small_parameters(shape: Shape) -> int:
         total += 2 * shape.head_dim * shape.attention_layers
     if shape.attention_bias:
         total += (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.attention_layers
+    if shape.biased_throughout:
+        total += hidden * shape.attention_layers
+        total += shape.experts * (1 + 2 * shape.expert_intermediate + hidden) * shape.expert_layers
+    if shape.attention_sinks:
+        total += shape.heads * shape.attention_layers
     if latent := shape.latent_attention:
         total += (latent.query_rank + latent.kv_rank) * layers  # their norms
     if linear := shape.linear_attention:

@@ -53,6 +53,9 @@ def _config(family: Family, shape: Shape) -> Any:
             "num_experts_per_tok": shape.experts_per_token,
             "moe_intermediate_size": shape.expert_intermediate,
         }
+    if shape.attention_sinks:
+        sizes |= {"num_local_experts": shape.experts, "intermediate_size": shape.expert_intermediate}
+        del sizes["num_experts"], sizes["moe_intermediate_size"]
     if shape.shared_expert_intermediate and shape.shared_expert_gate:
         sizes["shared_expert_intermediate_size"] = shape.shared_expert_intermediate
     if linear := shape.linear_attention:

@@ -38,6 +38,10 @@ LATENT = ROUTED | {
     "num_key_value_heads": 4, "head_dim": None, "q_lora_rank": 24, "kv_lora_rank": 16,
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
 }  # fmt: skip
+SINKS = {
+    "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 32, "num_hidden_layers": 2,
+    "sliding_window": 8,
+}  # fmt: skip
 VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
 FAMILIES = {
     "mistral": ("mistralai/Mistral-7B-Instruct-v0.2", DENSE),
@@ -45,6 +49,7 @@ FAMILIES = {
     "qwen3_moe": ("Qwen/Qwen3-30B-A3B-Instruct-2507", MOE),
     "qwen3_5_moe": ("Qwen/Qwen3.6-35B-A3B", HYBRID),
     "glm4_moe": ("zai-org/GLM-4.5-Air", ROUTED | {"attention_bias": True}),
+    "gpt_oss": ("openai/gpt-oss-120b", SINKS),
     "deepseek_v3": ("deepseek-ai/DeepSeek-V3", LATENT),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from recipes.catalog import load_catalog
 from tests.trainer.test_batches import EXAMPLES, example, tiny
@@ -61,6 +61,18 @@ def test_the_slow_kernels_of_linear_attention_refuse_boundaries_so_it_is_not_pac
     assert can_pack(["full_attention"])
     with pytest.raises((ValueError, NotImplementedError, RuntimeError)):
         linear(**packed(EXAMPLES, "cpu"))
+
+
+def test_masks_made_without_positions_leak_so_sliding_attention_is_never_packed() -> None:
+    assert not can_pack(["sliding_attention", "full_attention"])
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model("gpt_oss", vocab_size=400, num_hidden_layers=2, sliding_window=8, **sizes, **experts)
+    model = WithLoss(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    model.head.weight.data.mul_(8)
+    with pytest.raises(TrainingStopped, match="packed conversations see each other"):
+        prove_packing(model, EXAMPLES, 200, "fp32", "cpu")
 
 
 def test_nothing_is_proven_where_nothing_can_be_packed(linear: WithLoss) -> None:
