@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from recipes.catalog import load_catalog
 from recipes.recipe import Quantize
 from recipes.staged import STAGED
 from scripts.errors import Conflict, InputError, Problem, Refused, VerificationFailed
@@ -87,7 +88,10 @@ def stage(staging: Staging, *, now: float, progress: Progress | None = None) -> 
     Raises InputError for a model or copy that cannot be used, Refused when space is short, Conflict when another
     revision or another `lorry stage` is there, VerificationFailed when the store ends up with other bytes.
     """
-    staged_model(staging.model)
+    facts = staged_model(staging.model)
+    if staging.quantize and facts.shape.experts and not load_catalog().families[facts.family].our_experts:
+        got = f"the experts of {staging.model} cannot be quantised here"
+        raise InputError(Problem(f"--quantize {staging.quantize}", got, "leave it out, and train it with engine zero3"))
     with _alone(staging):
         standing = read_manifest(staging.store, staging.model, staging.quantize)
         _require_same_revision(staging, staging.store, standing)

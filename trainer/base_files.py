@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from recipes.catalog import Family
 from recipes.job import read_record
@@ -21,6 +22,8 @@ from trainer.shards import Header
 
 BLOCK = 64 * 1024
 BLOCKS = 16
+FP8, MXFP4 = "fp8", "mxfp4"
+"Ways of quantising that publishers write in config.json."
 
 
 class BaseFiles:
@@ -86,6 +89,9 @@ class BaseFiles:
             yield from (header.read(name_in_file, e) for e in range(header.tensors[name_in_file]["shape"][0]))
             return
         match = re.fullmatch(r"(.*\.experts)\.(gate_up_proj|down_proj)", name)
+        if f"{name}_blocks" in self._where:
+            yield from self._decoded(name)
+            return
         if not match or f"{match[1]}.0.down_proj.weight" not in self._where:
             raise TrainingStopped("bad_base_model", f"{self.folder}: no tensor {name} in its files")
         parts = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else ("down_proj",)
@@ -96,8 +102,18 @@ class BaseFiles:
 
     def dtype(self, name: str) -> Any:
         """The dtype in which the files hold a tensor of the model. Raises TrainingStopped when they do not."""
+        if f"{name}_blocks" in self._where:
+            return torch.bfloat16
         header, name_in_file = self._where.get(name) or self._where_expert(name)
         return header.empty(name_in_file, device="meta").dtype
+
+    def _decoded(self, stack: str) -> Iterator[Any]:
+        """The matrices of a stack in MXFP4, where 32 values of 4 bits share a power of two, in bf16, which is exact."""
+        blocks, blocks_name = self._where[f"{stack}_blocks"]
+        scales, scales_name = self._where[f"{stack}_scales"]
+        for e in range(blocks.tensors[blocks_name]["shape"][0]):
+            matrix, exponents = blocks.read(blocks_name, e), scales.read(scales_name, e)
+            yield convert_moe_packed_tensors(matrix[None], exponents[None])[0]
 
     def _where_expert(self, stack: str) -> tuple[Header, str]:
         experts = stack.rpartition(".")[0]

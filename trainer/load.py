@@ -14,14 +14,13 @@ from recipes.catalog import Family
 from recipes.job import read_record
 from recipes.recipe import Recipe
 from recipes.staged import STAGED, Kind, StagedModel
-from trainer.base_files import BaseFiles, loading, refuse_incomplete
+from trainer.base_files import FP8, MXFP4, BaseFiles, loading, refuse_incomplete
 from trainer.experts.module import quantise_experts
 from trainer.failures import TrainingStopped, explain
 from trainer.quantised_linear import QuantisedLinear
 from trainer.shards import read_shard
 from trainer.staged import STORAGES, load_staged, quantised_layers, refuse_other_names, staged_files
 
-FP8 = "fp8"
 Quantisation = Literal["int8", "nf4"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 "By a recipe's word for its precision."
@@ -91,6 +90,9 @@ def refuse_quantised(files: BaseFiles, recipe: Recipe) -> None:
         return
     why = f"{files.folder} is quantised by its publisher ({method})"
     instead = f"or stage the bf16 checkpoint: `lorry stage {recipe.base.id}`"
+    if method == MXFP4:
+        step = "make bf16 of it with `python -m trainer.quantize --kind bf16`, and stage that folder"
+        raise TrainingStopped("bad_base_model", f"{why}, which is not read here; {step}")
     if method != FP8:
         raise TrainingStopped("bad_base_model", f"{why}, which is not read here; stage the bf16 checkpoint instead")
     if "experts" in recipe.adapter.targets:

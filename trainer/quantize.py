@@ -2,6 +2,7 @@
 
 python -m trainer.quantize --base DIR --to DIR --kind nf4 --model Qwen/Qwen3-Next-80B-A3B-Instruct [--revision SHA]
 
+Of kind bf16 nothing is quantised; a base in MXFP4 is decoded.
 Memory holds one matrix of the base and one quantised stack. Killed, it goes on behind the last whole file. Standard
 output gets a JSON line per file: {"done": bytes, "total": bytes}.
 """
@@ -29,7 +30,7 @@ from torch import Tensor
 from recipes.catalog import Family, load_catalog
 from recipes.job import Record, read_record, write_record
 from recipes.staged import STAGED, Kind, StagedFile, StagedModel
-from trainer.base_files import BaseFiles, file_sha256
+from trainer.base_files import MXFP4, BaseFiles, file_sha256
 from trainer.experts.quantised import GROUP, SCALE_GROUP
 from trainer.failures import TrainingStopped, exit_code
 from trainer.shards import ShardWriter
@@ -88,6 +89,7 @@ def quantise(
             write_record(to / UNFINISHED, done.model_copy(update={"files": whole}))
         say(sum(sizes[n] for n in shards if n in whole and n <= name), sum(sizes.values()))
     copy_side_files(base, to)
+    _forget_quantisation(to / "config.json")
     _write_index(to, shards)
     record = StagedModel(
         model=model,
@@ -130,11 +132,14 @@ def _found(finished: StagedModel | None, to: Path, sha256: str, kind: Kind) -> U
 def _shards(files: BaseFiles, kind: Kind) -> dict[str, list[Piece]]:
     """What goes into which file: one for what is before the layers, one per layer, one for the rest."""
     model = empty_model(files.folder, torch.bfloat16)
-    if getattr(model.config, "quantization_config", None):
+    family = family_of(model.config)
+    if files.quantised_by and (files.quantised_by, kind) != (MXFP4, "bf16"):
         raise TrainingStopped(
             "bad_base_model", f"{files.folder}: it is quantised already; give the bf16 checkpoint of the model"
         )
-    stacks, linears = quantised_layers(model, family_of(model.config))
+    if kind != "bf16" and family.moe_block and not family.our_experts:
+        raise TrainingStopped("bad_base_model", f"the experts of {family.model_type} cannot be quantised; say bf16")
+    stacks, linears = quantised_layers(model, family)
     groups: dict[tuple[int, int], list[Piece]] = {}
     layers_seen = False
     for name, parameter in model.named_parameters():
@@ -201,6 +206,15 @@ def copy_side_files(base: Path, to: Path) -> None:
             temporary = to / f".{path.name}.tmp"
             shutil.copyfile(path, temporary)
             os.replace(temporary, to / path.name)
+
+
+def _forget_quantisation(path: Path) -> None:
+    """The weights beside this configuration are not quantised by their publisher any more."""
+    config = json.loads(path.read_bytes())
+    if config.pop("quantization_config", None):
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def _write_index(to: Path, shards: dict[str, list[Piece]]) -> None:

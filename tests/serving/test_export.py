@@ -182,7 +182,8 @@ def test_too_little_memory_for_expert_buffers_is_refused_with_the_number(adapter
 
 def test_every_family_of_the_catalog_is_in_the_table_of_served_ones() -> None:
     families = {family.model_type for family in load_catalog().families.values()}
-    not_read_yet = {"glm4_moe", "deepseek_v3", "gpt_oss"}  # in vLLM's code; their adapters are refused for vLLM until then
+    # In vLLM's code; their adapters are refused for vLLM until then.
+    not_read_yet = {"glm4_moe", "deepseek_v3", "gpt_oss"}
     assert families - set(served_families()) == not_read_yet
 
 

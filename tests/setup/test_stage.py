@@ -147,6 +147,11 @@ def test_a_model_that_cannot_be_staged_is_named(model, said, models):
     assert said in str(caught.value)
 
 
+def test_a_model_whose_experts_cannot_be_quantised_is_refused_before_a_byte_of_it_is_fetched(models):
+    with pytest.raises(InputError, match="the experts of openai/gpt-oss-120b cannot be quantised here; leave it out"):
+        stage(Staging("openai/gpt-oss-120b", open_store(models.as_uri()), models, quantize="nf4"), now=NOW)
+
+
 def test_every_damage_is_found_and_repaired_from_a_sound_copy(copy, models):
     first = stage(staging(models, copy), now=NOW)
     folder, store = model_folder(models, MODEL), open_store(models.as_uri())

@@ -132,6 +132,7 @@ def test_a_base_of_another_size_than_its_row_is_refused(jobs: Any, smoke_model: 
     [
         ("fp8", {"hardware": {"gpus": 1, "engine": "replica"}}, "experts cannot be trained; take experts out of"),
         ("fp8", {"adapter": {"targets": ("attention",)}}, "say engine replica and quantize null"),
+        ("mxfp4", {}, "make bf16 of it with `python -m trainer.quantize --kind bf16`, and stage that folder"),
         ("awq", {}, "(awq), which is not read here; stage the bf16 checkpoint instead"),
     ],
 )
