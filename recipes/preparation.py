@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from recipes.job import Record
-from recipes.recipe import BackendName
+from recipes.recipe import BackendName, Optimizer
 
 
 class Skipped(Record):
@@ -76,6 +76,8 @@ class OfferPlan(Record):
     fits: bool
     reason: str
     "Why it does not fit or is not allowed; empty when it fits."
+    optimizer: Optimizer = "adamw"
+    "The recipe's; where it leaves it open, adamw_8bit on an offer that holds nothing larger."
     gib: dict[str, float]
     "GiB per GPU by part; the parts and their factor sum to total_gib."
     total_gib: float

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 TargetGroup = Literal["attention", "linear_attention", "shared_expert", "mlp", "experts"]
 EngineName = Literal["zero3", "replica"]
 Quantize = Literal["int8", "nf4"]
+Optimizer = Literal["adamw", "adamw_8bit"]
 BackendName = Literal["local", "runpod_pod", "runpod_queue", "sagemaker", "ec2"]
 
 
@@ -88,9 +89,9 @@ class Training(Strict):
     gradient_clipping: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     precision: Literal["bf16", "fp32"] = "bf16"
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    optimizer: Optimizer | None = None
     """adamw: fp32 gradients and moments, 16 bytes per trained value with its fp32 master. adamw_8bit, engine replica:
-    bf16 gradients and moments of one byte, 8 bytes."""
+    bf16 gradients and moments of one byte, 8 bytes. Null: the plan takes adamw where it fits, else adamw_8bit."""
     checkpoint_minutes: Annotated[float, Field(gt=0.0, le=1440.0)] = 10.0
     checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     "Also save every so many steps; null saves by the clock alone."

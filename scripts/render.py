@@ -15,6 +15,7 @@ from recipes.recipe import BackendName, Recipe
 from scripts.errors import InputError, Problem, Refused
 from scripts.job_token import KEYS_SECONDS, client_of
 from scripts.plan.choose import cheapest
+from scripts.plan.estimate import as_planned
 from scripts.plan.workload import workload_of
 
 HOUR = 3600
@@ -54,7 +55,7 @@ def render(
         job_id=job_id,
         recipe_name=loaded.name,
         recipe_sha256=loaded.sha256,
-        recipe=recipe,
+        recipe=as_planned(recipe, offer.optimizer),
         backend=backend,
         offer=offer.offer,
         model_type=catalog.family_of(recipe.base.id).model_type,

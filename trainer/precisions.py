@@ -37,7 +37,7 @@ def shares(model: Any) -> dict[str, int]:
     return dict(counts)
 
 
-def describe(model: Any, optimizer: str) -> str:
+def describe(model: Any, optimizer: str | None) -> str:
     """One line for the log."""
     counts = shares(model)
     total = sum(counts.values())

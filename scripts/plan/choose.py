@@ -8,8 +8,8 @@ from __future__ import annotations
 from recipes.catalog import BaseModelFacts, Catalog, Gpu, Offer
 from recipes.load import LoadedRecipe
 from recipes.preparation import OfferPlan, Plan, TrainingSetReport
-from recipes.recipe import Recipe
-from scripts.plan.estimate import Estimate, estimate
+from recipes.recipe import Optimizer, Recipe
+from scripts.plan.estimate import Estimate, as_planned, estimate
 from scripts.plan.memory import OUTSIDE_TORCH
 from scripts.plan.notes import notes_of
 from scripts.plan.parameters import adapter_parameters
@@ -51,8 +51,30 @@ def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: C
 def judge_all(recipe: Recipe, model: BaseModelFacts, work: Workload, catalog: Catalog) -> tuple[OfferPlan, ...]:
     """Every offer of the catalog with its estimate and, where it cannot be used, the reason."""
     return tuple(
-        _judged(name, recipe, estimate(recipe, model, work, offer, catalog)) for name, offer in catalog.offers.items()
+        _judged(name, recipe, _with_optimizer(recipe, model, work, offer, catalog))
+        for name, offer in catalog.offers.items()
     )
+
+
+def _with_optimizer(
+    recipe: Recipe, model: BaseModelFacts, work: Workload, offer: Offer, catalog: Catalog
+) -> tuple[Optimizer, Estimate]:
+    """The optimizer on this offer, and what the run takes with it: adamw_8bit only where the recipe leaves it open,
+    its engine knows it, and adamw does not fit."""
+    fixed = recipe.training.optimizer
+    found = estimate(recipe, model, work, offer, catalog)
+    if fixed is not None or recipe.hardware.engine == "zero3" or _fits(found):
+        return fixed or "adamw", found
+    smaller = estimate(as_planned(recipe, "adamw_8bit"), model, work, offer, catalog)
+    return ("adamw_8bit", smaller) if _fits(smaller) else ("adamw", found)
+
+
+def _fits(found: Estimate) -> bool:
+    return _total_gib(found) <= PLANNED * found.gpu.memory_gib
+
+
+def _total_gib(found: Estimate) -> float:
+    return round(sum(round(size, 3) for size in in_gib(found.memory).values()), 3)
 
 
 def cheapest(offers: tuple[OfferPlan, ...]) -> OfferPlan | None:
@@ -67,10 +89,11 @@ def _order(offer: OfferPlan) -> tuple[float, float, str]:
     return offer.usd.likely, offer.hours.likely, offer.offer
 
 
-def _judged(name: str, recipe: Recipe, found: Estimate) -> OfferPlan:
+def _judged(name: str, recipe: Recipe, planned: tuple[Optimizer, Estimate]) -> OfferPlan:
+    optimizer, found = planned
     offer, gpu, taken = found.offer, found.gpu, found.times
     gib = {part: round(size, 3) for part, size in in_gib(found.memory).items()}
-    total = round(sum(gib.values()), 3)
+    total = _total_gib(found)
     reason = (
         _does_not_fit(offer, recipe, total, gpu.memory_gib) or _not_allowed(offer, recipe) or _too_dear(recipe, taken)
     )
@@ -79,6 +102,7 @@ def _judged(name: str, recipe: Recipe, found: Estimate) -> OfferPlan:
         backend=offer.backend,
         fits=not reason,
         reason=reason,
+        optimizer=optimizer,
         gib=gib,
         total_gib=total,
         expected_peak_gib=_expected_peak(gib, gpu),

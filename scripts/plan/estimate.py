@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from recipes.catalog import BaseModelFacts, Catalog, Gpu, Offer
-from recipes.recipe import Recipe
+from recipes.recipe import Optimizer, Recipe
 from scripts.plan.memory import Batch, memory_terms, peak_terms
 from scripts.plan.parameters import targeted
 from scripts.plan.storage import storage_of
@@ -23,6 +23,11 @@ class Estimate:
     memory: tuple[Term, ...]
     "Bytes per GPU; they sum to the peak."
     times: Times
+
+
+def as_planned(recipe: Recipe, optimizer: Optimizer) -> Recipe:
+    """The recipe with the optimizer that the plan took for an offer, so that nothing is left open."""
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"optimizer": optimizer})})
 
 
 def estimate(recipe: Recipe, model: BaseModelFacts, work: Workload, offer: Offer, catalog: Catalog) -> Estimate:

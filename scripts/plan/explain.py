@@ -12,7 +12,7 @@ from recipes.load import LoadedRecipe
 from recipes.preparation import OfferPlan, Plan, Span, TrainingSetReport
 from recipes.recipe import EngineName
 from scripts.plan.choose import cheapest, judge_all
-from scripts.plan.estimate import Estimate, estimate
+from scripts.plan.estimate import Estimate, as_planned, estimate
 from scripts.plan.parameters import targeted
 from scripts.plan.step import GUESSES
 from scripts.plan.storage import Quantised
@@ -26,10 +26,11 @@ _INDENT = " " * 41
 def explain_text(plan: Plan, loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: Catalog) -> str:
     """What `lorry plan --explain` adds: the chosen offer, or without one the cheapest, term by term."""
     offer = next((o for o in plan.offers if o.offer == plan.chosen), None) or min(plan.offers, key=_usd)
-    recipe, model = loaded.recipe, catalog.models[plan.model]
+    recipe, model = as_planned(loaded.recipe, offer.optimizer), catalog.models[plan.model]
     found = estimate(recipe, model, workload_of(recipe, report), catalog.offers[offer.offer], catalog)
     blocks = [
-        f"The arithmetic of {offer.offer}" + (f", which cannot be used: {offer.reason}" if offer.reason else ""),
+        f"The arithmetic of {offer.offer} with optimizer {offer.optimizer}"
+        + (f", which cannot be used: {offer.reason}" if offer.reason else ""),
         _trained(loaded, catalog),
         _section("GiB per GPU", [*_lines(found.memory, GIB, ".2f"), _total(offer.total_gib, ".2f", "the peak")]),
         _section("Seconds of an optimizer step, likely", _step(found, offer)),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from recipes.catalog import BaseModelFacts, Catalog, Offer
 from recipes.preparation import OfferPlan, TrainingSetReport
 from recipes.recipe import Recipe
+from scripts.plan.storage import MOMENT_BLOCK
 from scripts.plan.workload import NOMINAL_CONVERSATIONS, Workload
 
 HIGH_RATE = 1e-3
 FEW_STEPS = 10
 ENOUGH_THOUGHTS = 0.75
 "Share of examples with thoughts that keeps a model thinking, as Unsloth advises."
-SAVED_BYTES = 8
-"Per trained value, by the 8-bit optimizer: 16 with its gradient and master, against 8."
+SAVED_BYTES = 2 + 2 * (3 - 4 / MOMENT_BLOCK)
+"Per trained value, by the 8-bit optimizer: a gradient of 2 bytes for one of 4, two moments of 1.02 for two of 4."
 SLOW_BUS_GB_PER_SECOND = 100
 
 
@@ -29,6 +30,7 @@ def notes_of(
     return (
         *_about_the_set(work),
         *_about_the_settings(recipe, model, parameters, report),
+        *_about_the_optimizer(recipe, parameters, chosen),
         *(_about_the_choice(recipe, chosen, catalog) if chosen else ("No offer can take this run.",)),
     )
 
@@ -74,9 +76,6 @@ def _about_the_settings(
             f"Training the experts makes {parameters / 1e6:,.0f} million parameters, an adapter file of "
             f"{parameters * 4 / 1e9:.1f} GB, and needs far more examples than attention does."
         )
-    saved = parameters * SAVED_BYTES / 2**30
-    if recipe.hardware.engine == "replica" and train.optimizer == "adamw" and saved >= 1:
-        notes.append(f"training.optimizer adamw_8bit would take {saved:.1f} GiB less of each GPU.")
     if model.thinking:
         notes.append(_about_thinking(recipe, report))
     if recipe.hardware.quantize:
@@ -85,6 +84,20 @@ def _about_the_settings(
             f"{recipe.hardware.quantize}`, once."
         )
     return notes
+
+
+def _about_the_optimizer(recipe: Recipe, parameters: int, chosen: OfferPlan | None) -> list[str]:
+    """What the plan chose where the recipe leaves it open, or what the recipe's own choice costs."""
+    saved = parameters * SAVED_BYTES / 2**30
+    fixed = recipe.training.optimizer
+    if fixed is None and chosen is not None and chosen.optimizer == "adamw_8bit":
+        return [
+            f"The plan takes optimizer adamw_8bit there: adamw needs {saved:.1f} GiB more of each GPU, which that "
+            "offer does not have. Set training.optimizer to insist on one."
+        ]
+    if recipe.hardware.engine == "replica" and fixed == "adamw" and saved >= 1:
+        return [f"training.optimizer adamw_8bit would take {saved:.1f} GiB less of each GPU."]
+    return []
 
 
 def _about_thinking(recipe: Recipe, report: TrainingSetReport | None) -> str:

@@ -49,6 +49,7 @@ def _chosen(offer: OfferPlan, nodes: int, catalog: Catalog) -> str:
         (
             f"Chosen: {offer.offer}, {several}{facts.gpus} x {facts.gpu} on {offer.backend} ({facts.provider_type})",
             f"  {_price(facts, nodes)}; {_summary(offer)}",
+            *(["  with optimizer adamw_8bit"] if offer.optimizer == "adamw_8bit" else []),
             "",
             *_memory_table(offer),
             "",
@@ -103,7 +104,12 @@ def _line(offer: OfferPlan, nodes: int, catalog: Catalog) -> str:
     assert offer.usd is not None
     price = catalog.offers[offer.offer].usd_per_hour * nodes
     figures = f"{price:>7.2f}{offer.hours.likely:>7.2f}{offer.usd.likely:>9.2f}"
-    return f"  {offer.offer:<26}{figures}  {offer.reason or 'fits, but costs more'}"
+    return f"  {offer.offer:<26}{figures}  {offer.reason or _costs_more(offer)}"
+
+
+def _costs_more(offer: OfferPlan) -> str:
+    small = " with optimizer adamw_8bit" if offer.optimizer == "adamw_8bit" else ""
+    return f"fits{small}, but costs more"
 
 
 def _bullet(note: str) -> str:
