@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ec2.world import Ec2World
+from tests.ec2.world import Ec2World, MortalEc2
 
-QUICK, ALL = 5, 205
+QUICK, ALL = 5, 310
 
 
 @pytest.fixture
@@ -40,6 +40,15 @@ def ends(seeds: range, folder: Path) -> Counter[str]:
 
 def test_a_few_worlds_on_ec2_end_well_or_with_a_reason(folder: Path) -> None:
     assert ends(range(QUICK), folder)["completed"] >= 1
+
+
+@pytest.mark.parametrize(("seed", "broken"), [(0, "stop"), (14, "owned")])
+def test_a_stop_or_a_reaper_that_ends_nothing_breaks_a_promise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int, broken: str
+) -> None:
+    monkeypatch.setattr(MortalEc2, broken, lambda *_: [])
+    with pytest.raises(AssertionError, match=r"a machine lives on although its job was stopped|a machine is left"):
+        ends(range(seed, seed + 1), folder)
 
 
 @pytest.mark.long

@@ -48,6 +48,8 @@ class Ec2World(World):
         self.deaths = list(self.script.deaths)
         self.running: dict[str, Ec2Container | None] = {}
         self.striking: list[tuple[float, str, str]] = []
+        self.hung: set[str] = set()
+        "Machines in which nothing happens any more."
 
     def started(self, machine: Machine) -> None:
         """A machine has booted; what befalls it is drawn for each anew."""
@@ -82,6 +84,8 @@ class Ec2World(World):
         told = self.account.objects.get(f"machines/{ENVIRONMENT['LORRY_EC2_ROLE_ID']}:{instance}/launch.env")
         if machine.ended_at is not None:
             del self.running[instance]
+        elif instance in self.hung:
+            return
         elif container is None and told is not None:
             environment = dict(line.split("=", 1) for line in told.decode().splitlines())
             self.running[instance] = Ec2Container(self, self.folder / instance, environment)
@@ -89,7 +93,7 @@ class Ec2World(World):
             self.account.end(instance, "Client.InstanceInitiatedShutdown")
         elif container is not None and container.code is None:
             container.act()
-        elif container is not None:  # the end of the user data is the end of the machine
+        elif container is not None and self.script.keys_work:  # the end of the user data is the end of the machine
             self.account.end(instance, "Client.InstanceInitiatedShutdown")
 
     def strike(self, what: str, instance: str) -> None:
@@ -104,6 +108,8 @@ class Ec2World(World):
             self.account.end(instance, "Server.SpotInstanceTermination")
         elif what == "broken":
             self.account.end(instance, "Server.InternalError")
+        elif what == "hang":
+            self.hung.add(instance)
         elif container is not None:
             container.end(at_once=True)
 
@@ -112,6 +118,7 @@ class Ec2World(World):
         if len(self.account.alive()) > 1:
             self.found.append(f"{len(self.account.alive())} machines at once")
         self.look_at_the_adapter()
+        self.look_at_the_stop(bool(self.account.alive()))
 
     def launcher(self) -> Backend:
         return self.backend(self.deaths.pop(0) if self.deaths else "never")
@@ -167,7 +174,7 @@ class MortalEc2(Ec2Backend):
         return made
 
 
-_BLOWS = ("notice", "notice", "taken", "broken", "kill")
+_BLOWS = ("notice", "notice", "taken", "broken", "kill", "hang")
 _TIMES = {"run_instances": 4, "describe_instances": 3, "terminate_instances": 3, "put_object": 1}
 
 

@@ -27,9 +27,12 @@ from scripts.fake_runpod.pods import NO_CAPACITY
 from scripts.fake_runpod.server import Fault, LocalRunpod
 from scripts.job_folder import read_job, upload_folder
 from scripts.launch import launch
+from scripts.overstay import ENDED_SECONDS
+from scripts.reap import World as Seen
+from scripts.reap import judge, look, reap
 from scripts.state import JobState, job_state
 from scripts.stop import stop_job
-from scripts.store import FileStore, open_store
+from scripts.store import FileStore, Store, open_store
 from scripts.watch import watch
 from tests.container.replay_trainer import tensors
 from tests.runpod.conftest import IMAGE, KEY, data_in, spec_of
@@ -40,11 +43,18 @@ CANARY = "CANARY-secret-value"
 PRICES = (1.79, 1.79, 1.79, 1.6, 1.6, 2.2)
 A100 = ("NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB")
 HANG_SECONDS = 600.0
+STOPPED_TICKS = 60
+"So long a machine may outlive the stop of its job: EC2's waits ten minutes for its launch file before it ends itself."
+LONGEST_SECONDS = 2 * 86_400.0
 MOST_ATTEMPTS = 5
 
 
 class Killed(BaseException):
     """kill -9 of the launcher."""
+
+
+class Endless(Exception):
+    """The job never comes to its end."""
 
 
 class Held(Exception):
@@ -261,6 +271,8 @@ class World:
     found: list[str] = field(default_factory=list)
     containers: list[ReplayContainer] = field(default_factory=list)
     ticks: int = 0
+    stopped_ticks: int = 0
+    "For how long a machine has been there although its job was stopped."
 
     def __post_init__(self) -> None:
         self.script = script_of(self.seed)
@@ -317,6 +329,7 @@ class World:
         if len(alive) > 1:
             self.found.append(f"{len(alive)} Pods at once")
         self.look_at_the_adapter()
+        self.look_at_the_stop(bool(alive))
 
     def look_at_the_adapter(self) -> None:
         if self.store.read(f"job-1/adapter/{MANIFEST}") is not None:
@@ -324,6 +337,13 @@ class World:
                 verify_adapter(self.store.root / "job-1" / "adapter")
             except LorryError as error:
                 self.found.append(f"a manifest before the adapter was whole: {error}")
+
+    def look_at_the_stop(self, is_alive: bool) -> None:
+        """Who stops a job ends its machine, whatever hangs there."""
+        stopped = is_alive and self.store.read("job-1/stop.json") is not None
+        self.stopped_ticks = self.stopped_ticks + 1 if stopped else 0
+        if self.stopped_ticks > STOPPED_TICKS:
+            self.found.append("a machine lives on although its job was stopped")
 
     def launcher(self) -> Backend:
         """A launcher's process; it may be one of those that die."""
@@ -351,6 +371,8 @@ class World:
             except ProviderError:
                 self.pass_time(60.0)
                 continue
+            except Endless:
+                break
             if state.state != "lost":
                 ended = state.state if state.sentence else f"{state.state} without a reason"
                 break
@@ -360,6 +382,8 @@ class World:
     def watch(self, backend: Backend) -> JobState:
         def sleep(seconds: float) -> None:
             self.pass_time(seconds)
+            if self.stopped_ticks > STOPPED_TICKS or self.clock.now() > EPOCH + LONGEST_SECONDS:
+                raise Endless
             due = self.script.user_stops_at
             if due is not None and self.clock.now() > EPOCH + due:
                 stop_job(self.store, "job-1", backend, "user", "enough", self.clock.now())
@@ -367,15 +391,14 @@ class World:
         return watch(self.store, "job-1", backend, io.StringIO(), poll_seconds=30.0, now=self.clock.now, sleep=sleep)
 
     def settle(self, ended: str) -> None:
-        """What must hold at the end, when the reaper too has been by after the deadline."""
+        """What must hold at the end, when the reaper too has been by, once and when all time is up."""
         backend = self.calm()
         self.pass_time(120.0)
-        if backend.owned():
-            self.pass_time(self.script.deadline_seconds)
-            for owned in backend.owned():
-                if self.clock.now() > owned.handle["deadline"]:
-                    backend.stop(owned.handle)
-            self.pass_time(TICK_SECONDS)
+        for seconds in (ENDED_SECONDS, self.script.deadline_seconds):
+            if backend.owned():
+                self.pass_time(seconds)
+                send_the_reaper(backend, self.store, self.store.url, self.clock.now())
+                self.pass_time(TICK_SECONDS)
         if self.machines_left():
             self.found.append("a machine is left")
         files = read_job(self.store, "job-1")
@@ -412,6 +435,12 @@ class World:
         seen += [(str(p), p.read_bytes()) for p in self.store.root.rglob("*") if p.is_file()]
         seen.append(("the log of a Pod", repr(self.runpod.account.said).encode()))
         return [where for where, data in seen if any(secret in data for secret in secrets)]
+
+
+def send_the_reaper(backend: Backend, store: Store, url: str, now: float) -> None:
+    """What `lorry reap --yes` does where there is one store, at that URL."""
+    machines = look({backend.name: backend}, lambda _: store, lambda seen: seen == url)
+    reap(judge(Seen(tuple(machines)), now), {backend.name: backend}, lambda _: store, now)
 
 
 class Mortal(RunpodPodBackend):

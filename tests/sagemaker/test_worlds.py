@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runpod.test_worlds import folder  # noqa: F401
-from tests.sagemaker.world import World
+from tests.sagemaker.world import Mortal, World
 
 QUICK, ALL = 10, 310
 
@@ -29,6 +29,17 @@ def ends(seeds: range, below: Path) -> Counter[str]:
 
 def test_a_few_worlds_end_well_or_with_a_reason(folder: Path) -> None:  # noqa: F811
     assert ends(range(QUICK), folder)["completed"] >= 4
+
+
+@pytest.mark.parametrize("broken", ["stop", "owned"])
+def test_a_stop_or_a_reaper_that_ends_nothing_breaks_a_promise(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+) -> None:
+    monkeypatch.setattr(Mortal, broken, lambda *_: [])
+    with pytest.raises(AssertionError, match="a training job is left"):
+        ends(range(9, 10), folder)
 
 
 @pytest.mark.long

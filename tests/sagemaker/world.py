@@ -30,15 +30,23 @@ from scripts.errors import LorryError, ProviderError, Refused
 from scripts.fake_runpod.clock import Clock
 from scripts.job_folder import read_job
 from scripts.launch import launch
-from scripts.reap import World as Seen
-from scripts.reap import judge, look, reap
+from scripts.overstay import ENDED_SECONDS
 from scripts.state import JobState, job_state
 from scripts.stop import stop_job
 from scripts.store import FileStore, open_store
 from scripts.tick import Hands, Room, tick
 from scripts.watch import watch
 from tests.runpod.conftest import data_in
-from tests.runpod.world import EPOCH, Killed, ReplayContainer, script_of
+from tests.runpod.world import (
+    EPOCH,
+    LONGEST_SECONDS,
+    STOPPED_TICKS,
+    Endless,
+    Killed,
+    ReplayContainer,
+    script_of,
+    send_the_reaper,
+)
 from tests.sagemaker.conftest import KEYS, SETTINGS, STORE, spec_of
 from tests.sagemaker.fake_sagemaker import ENDED, REGION, SPOT_SHARE, Fault, Mishap, SageMaker
 from tests.sagemaker.wire import Broken
@@ -50,14 +58,21 @@ NO_DEADLINE = {"LORRY_DEADLINE": str(10**11)}
 
 
 class JobContainer(ReplayContainer):
-    """The container of a training job: it ends by ending, and saves when it is told to."""
+    """The container of a training job: it ends by ending, and saves when it is told to, unless it hangs by then."""
 
     def __init__(self, world: Any, job: Path) -> None:
         super().__init__(world, job, NO_DEADLINE)
+        self.hangs_at = self.at + world.hangs_after
         if self.end_at is not None:  # the job has ended already
-            self.code = 0
+            self.leave(0)
+
+    def act(self) -> None:
+        if self.world.clock.now() < self.hangs_at:
+            super().act()
 
     def end(self, *, at_once: bool = False) -> None:
+        if not at_once and self.world.clock.now() >= self.hangs_at:
+            return
         if not at_once and self.code is None and self.state.stage == "training":
             self.do_training(self.world.clock.now())
             step = read_job(self.world.store, "job-1").status
@@ -70,7 +85,14 @@ class JobContainer(ReplayContainer):
 
     def finish(self, ended: str, cause: str | None, sentence: str) -> None:
         super().finish(ended, cause, sentence)
-        self.code = 20 if cause else 0
+        self.leave(20 if cause else 0)
+
+    def leave(self, code: int) -> None:
+        """Exits, or hangs when it should."""
+        if self.world.script.keys_work:
+            self.code = code
+        else:
+            self.hangs_at = 0.0
 
 
 class Mortal(SageMakerBackend):
@@ -98,6 +120,8 @@ class World:
     found: list[str] = field(default_factory=list)
     containers: list[JobContainer] = field(default_factory=list)
     ticks: int = 0
+    stopped_ticks: int = 0
+    "For how long a training job has gone on although its job was stopped."
 
     def __post_init__(self) -> None:
         chance = random.Random(f"sagemaker {self.seed}")
@@ -114,6 +138,9 @@ class World:
         deadline, steps = self.script.deadline_seconds, self.script.steps
         self.spec = spec_of("job-1", STORE, deadline_seconds=deadline, steps=steps, cap_usd=PRICE * deadline / 3600)
         self.deaths = list(self.script.deaths)
+        self.hangs_after = chance.uniform(0, 300) if chance.random() < 0.1 else float("inf")
+        if self.hangs_after < float("inf"):
+            self.script = replace(self.script, user_stops_at=chance.uniform(100, 900))
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Any:
         """The runner of the account: starts the container of a training job."""
@@ -148,6 +175,10 @@ class World:
         alive = [job.name for job in self.account.jobs.values() if job.status not in ENDED]
         if len(alive) > 1:
             self.found.append(f"{len(alive)} training jobs at once")
+        stopped = bool(alive) and self.store.read("job-1/stop.json") is not None
+        self.stopped_ticks = self.stopped_ticks + 1 if stopped else 0
+        if self.stopped_ticks > STOPPED_TICKS:
+            self.found.append("a training job goes on although its job was stopped")
         if self.store.read(f"job-1/adapter/{MANIFEST}") is not None:
             try:
                 verify_adapter(self.store.root / "job-1" / "adapter")
@@ -180,6 +211,8 @@ class World:
             except ProviderError:
                 self.pass_time(60.0)
                 continue
+            except Endless:
+                break
             if state.state != "lost":
                 ended = state.state if state.sentence else f"{state.state} without a reason"
                 break
@@ -189,6 +222,8 @@ class World:
     def watch(self, backend: SageMakerBackend) -> JobState:
         def sleep(seconds: float) -> None:
             self.pass_time(seconds)
+            if self.stopped_ticks > STOPPED_TICKS or self.clock.now() > EPOCH + LONGEST_SECONDS:
+                raise Endless
             due = self.script.user_stops_at
             if due is not None and self.clock.now() > EPOCH + due:
                 stop_job(self.store, "job-1", backend, "user", "enough", self.clock.now())
@@ -196,13 +231,13 @@ class World:
         return watch(self.store, "job-1", backend, io.StringIO(), poll_seconds=90.0, now=self.clock.now, sleep=sleep)
 
     def settle(self, ended: str) -> None:
-        """What must hold at the end, when the reaper too has been by after the deadline."""
+        """What must hold at the end, when the reaper too has been by."""
         self.account.faults.clear()
         self.pass_time(180.0)
         backend = self.launcher()
         if backend.owned():
-            self.pass_time(self.script.deadline_seconds + 20_000.0)
-            self.reap(backend)
+            self.pass_time(ENDED_SECONDS)
+            send_the_reaper(backend, self.store, STORE, self.clock.now())
             self.pass_time(180.0)
         if any(job.status not in ENDED for job in self.account.jobs.values()):
             self.found.append("a training job is left")
@@ -225,12 +260,6 @@ class World:
         files_here = [path.read_bytes() for path in self.store.root.rglob("*") if path.is_file()]
         if any(key.encode() in data for key in KEYS.values() for data in (said, *files_here)):
             self.found.append("a key in a request or a file")
-
-    def reap(self, backend: SageMakerBackend) -> None:
-        """What `lorry reap --yes` does."""
-        machines = look({"sagemaker": backend}, lambda url: self.store, lambda url: url == STORE)
-        decisions = judge(Seen(tuple(machines)), self.clock.now())
-        reap(decisions, {"sagemaker": backend}, lambda url: self.store, self.clock.now())
 
     def bill(self) -> float:
         share = SPOT_SHARE if self.spot else 1.0
