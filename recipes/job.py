@@ -7,6 +7,7 @@
 | launch.json | scripts.render | everything the trainer needs to know |
 | submission.json | scripts.launch | what was asked of the provider |
 | stop.json | whoever stops it first | why it was stopped |
+| nodes/N.json | the container of node N, of 1 and more | why that node failed |
 | container.json | scripts.container | stage and attempts of the machine |
 | status.json, metrics.jsonl, result.json, proof.json | trainer | progress, outcome, proof of the adapter |
 | adapter/manifest.json | scripts.store | the adapter is whole and is what the trainer proved |
@@ -111,6 +112,20 @@ class Stop(Record):
     format: Literal[1] = 1
     by: Literal["user", "operator", "deadline", "cap", "reaper"]
     reason: str
+    at: float
+
+
+class NodeFailure(Record):
+    """nodes/N.json: why a node that follows cannot go on.
+
+    attempt: the one it was in, 0 before it joined any. sentence: what is known beside the cause, may be empty.
+    """
+
+    format: Literal[1] = 1
+    node: int
+    attempt: int
+    cause: Cause
+    sentence: str
     at: float
 
 

@@ -2,35 +2,39 @@
 
 code = follow(machine)
 
-It keeps no record. Node 0 writes container.json, checkpoints and the adapter, and its trainer hands the checkpoint from
-which a run resumes to the others. A follower needs launch.json and data/ of the store, and the model on its own disk.
+It keeps no record but why it failed, nodes/N.json. Node 0 writes container.json, checkpoints and the adapter, and its
+trainer hands the checkpoint from which a run resumes to the others. A follower needs launch.json and data/ of the
+store, and the model on its own disk.
 """
 
 from __future__ import annotations
 
+import errno
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 
 from recipes.causes import EXIT_CODES, Cause
-from recipes.job import ContainerState, LaunchSpec, read_record
+from recipes.job import ContainerState, LaunchSpec, NodeFailure, read_record
 from scripts.container.fetch_model import fetch_model
 from scripts.container.interruption import watch_interruption
+from scripts.container.node_words import say
 from scripts.container.pod_end import INTERRUPTED
 from scripts.container.supervisor import end_leftovers, start_child, tail, watch_child
-from scripts.container.verdict import Halt
+from scripts.container.verdict import End, Halt, explain_death
 from scripts.errors import LorryError, NotFound, Problem
 from scripts.job_folder import download_folder
 from scripts.machine import Machine, Run, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
 
+HEARD_SECONDS = 900.0
+"For so long a node that cannot take part says so again and again, for a node 0 that may not have started yet."
+
 
 def follow(machine: Machine) -> int:
-    """Takes part until the job is over; its exit code, or INTERRUPTED when this machine is told to end before that.
-
-    Raises NotFound and ProviderError when the job cannot be read.
-    """
+    """Takes part until the job is over; its exit code, or INTERRUPTED when this machine is told to end before that."""
     (machine.work / "logs").mkdir(parents=True, exist_ok=True)
     end_leftovers(machine.work)
     follower = _Follower(machine)
@@ -45,10 +49,9 @@ class _Follower:
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._node, self._work = machine, machine.node, machine.work
-        self._spec = self._fetched()
         self._leader: ContainerState | None = None
         self._looked_at = float("-inf")
-        self._deadline = min(time.time() + self._spec.deadline_seconds, machine.ends_at)
+        self._deadline = machine.ends_at
         self._interrupted = False
 
     def interrupt(self) -> None:
@@ -56,18 +59,30 @@ class _Follower:
         self._interrupted = True
 
     def run(self) -> int:
-        """Attempt after attempt; the exit code."""
-        models, recipe = self._machine.models, self._spec.recipe
+        """The exit code. What keeps this node from taking part is told to node 0."""
+        try:
+            return self._take_part()
+        except LorryError as error:
+            return self._give_up("unexpected", str(error))
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            return self._give_up("disk_full" if full else "unexpected", f"{type(error).__name__}: {error}")
+
+    def _take_part(self) -> int:
+        """Attempt after attempt. Raises LorryError and OSError."""
+        spec = self._fetched()
+        self._deadline = min(time.time() + spec.deadline_seconds, self._machine.ends_at)
+        models, recipe = self._machine.models, spec.recipe
         fetch_model(self._machine.models_from, models, recipe)
         for command in making_commands(models, recipe):
-            self._child("model", command, self._halt)
+            self._child("model", command, spec, self._halt)
         if problem := recipe_problem(models, recipe):
-            return self._leave("bad_base_model", problem)
+            return self._give_up("bad_base_model", problem)
         joined = 0
         while not (halt := self._halt()):
             if self._attempt() > joined:
                 joined = self._attempt()
-                self._join(joined)
+                self._join(joined, spec)
             time.sleep(self._machine.timing.poll)
         if halt == "interrupted":
             return INTERRUPTED
@@ -75,26 +90,29 @@ class _Follower:
             return self._leave("deadline", "the job did not end in its time")
         return self._leave(self._leader.cause, f"the job has ended: {self._leader.ended}")
 
-    def _join(self, attempt: int) -> None:
+    def _join(self, attempt: int, spec: LaunchSpec) -> None:
         _say(f"node {self._node.rank} joins attempt {attempt}")
-        model = recipe_folder(self._machine.models, self._spec.recipe)
-        run = Run(self._work, model, self._spec, attempt, self._machine.timing.grace, self._node)
+        model = recipe_folder(self._machine.models, spec.recipe)
+        run = Run(self._work, model, spec, attempt, self._machine.timing.grace, self._node)
         name = f"trainer-{attempt}"
 
         def tick() -> Halt | None:
             return self._halt() or ("no_progress" if self._attempt() != attempt else None)
 
-        self._child(name, self._machine.train(run), tick)
-        log = f"{self._machine.job_id}/logs/{name}-node-{self._node.rank}.log"
+        end = self._child(name, self._machine.train(run), spec, tick)
+        said = tail(self._work / "logs" / f"{name}.log")
+        death = explain_death(end, said, shutil.disk_usage(self._work).free)
+        if end.code and end.halt is None and death.cause != "lost_rank":  # a lost rank is another node's
+            self._tell(attempt, death.cause, death.detail)
         try:
-            self._machine.store.write(log, tail(self._work / "logs" / f"{name}.log").encode())
+            self._machine.store.write(f"{self._machine.job_id}/logs/{name}-node-{self._node.rank}.log", said.encode())
         except LorryError as error:
             _say(f"the log of node {self._node.rank} stays here: {error}")
 
-    def _child(self, name: str, command: list[str], tick: Callable[[], Halt | None]) -> None:
-        environment = trainer_environment(self._machine.environment, trains_on_cpu(self._spec))
+    def _child(self, name: str, command: list[str], spec: LaunchSpec, tick: Callable[[], Halt | None]) -> End:
+        environment = trainer_environment(self._machine.environment, trains_on_cpu(spec))
         child = start_child(command, environment, self._work / "logs" / f"{name}.log", self._work)
-        watch_child(child, tick, self._machine.timing, self._work)
+        return watch_child(child, tick, self._machine.timing, self._work)
 
     def _halt(self) -> Halt | None:
         """A look at what node 0 wrote last; a store that is silent changes nothing."""
@@ -124,6 +142,19 @@ class _Follower:
         if spec is None or not (self._work / "data" / "train.jsonl").is_file():
             raise NotFound(Problem(f"{job}/data/train.jsonl", "no such file", "launch the job again"))
         return spec
+
+    def _give_up(self, cause: Cause, sentence: str) -> int:
+        """Says so until node 0 has ended the job, or for HEARD_SECONDS."""
+        _say(f"node {self._node.rank} cannot take part: {sentence}")
+        give_up = time.monotonic() + HEARD_SECONDS
+        while time.monotonic() < give_up and not self._halt():
+            self._tell(0, cause, sentence)
+            time.sleep(self._machine.timing.contact)
+        return self._leave(cause, sentence)
+
+    def _tell(self, attempt: int, cause: Cause, sentence: str) -> None:
+        failure = NodeFailure(node=self._node.rank, attempt=attempt, cause=cause, sentence=sentence, at=time.time())
+        say(self._machine.store, self._machine.job_id, failure)
 
     def _leave(self, cause: Cause | None, sentence: str) -> int:
         _say(f"node {self._node.rank}: {sentence}")

@@ -100,5 +100,5 @@ class Guard:
 
     def heed(self, halt: Halt | None) -> None:
         """Raises Left when the job or the machine is to end."""
-        if halt is not None and halt != "no_progress":
+        if halt not in (None, "no_progress", "node_failed"):
             raise Left(ending_of_halt(halt, self._folder.stop()))

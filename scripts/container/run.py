@@ -29,6 +29,7 @@ from scripts.container.gpu_probe import Idleness
 from scripts.container.guard import Guard, Left, Tick
 from scripts.container.interruption import watch_interruption
 from scripts.container.logbook import Logbook
+from scripts.container.node_words import NodeWords
 from scripts.container.nodes import node_of
 from scripts.container.pod_end import INTERRUPTED
 from scripts.container.supervisor import Patience, end_leftovers, tail
@@ -93,6 +94,7 @@ class _Container:
         fresh = ContainerState(job_id=machine.job_id, stage="fetching", updated_at=now, started_at=now, pid=os.getpid())
         self._book = Logbook(machine.work, fresh, machine.timing.heartbeat)
         self._came_from_elsewhere = False
+        self._nodes = NodeWords(machine.store, machine.job_id, machine.node, machine.timing.contact)
         self.guard = Guard(self._folder, self._book, machine.timing)
 
     def run(self) -> int:
@@ -190,7 +192,8 @@ class _Container:
         def tick() -> Halt | None:
             status, now = self._status(number), time.monotonic()
             stuck = patience.exhausted(status, now) or idleness.exhausted(now)
-            return self.guard.tick(status) or ("no_progress" if stuck else None)
+            halt: Halt | None = "node_failed" if self._nodes.failure(number) else "no_progress" if stuck else None
+            return self.guard.tick(status) or halt
 
         run = Run(self._work, model, spec, number, self._timing.grace, self._machine.node)
         return self._child(f"trainer-{number}", self._machine.train(run), spec, tick)
@@ -208,7 +211,11 @@ class _Container:
         if end is not None:
             self.guard.heed(end.halt)
         death = self._death(end or End(last.exit_code or -signal.SIGKILL, None), f"trainer-{last.number}")
-        return judge((*earlier, last), self._result(), death, newest_checkpoint(self._work))
+        death = self._nodes.death(last.number, death, may_come=end is not None)
+        result = (
+            None if end is not None and end.halt == "node_failed" else self._result()
+        )  # that one only says it was told to end
+        return judge((*earlier, last), result, death, newest_checkpoint(self._work))
 
     def _prove(self, spec: LaunchSpec, model: Path, result: Result) -> Proof:
         """The proof of the very adapter that `result` names; an unexplained death of the prover is tried again."""

@@ -17,8 +17,9 @@ from recipes.job import Attempt, Result, Stop
 MAX_ATTEMPTS = 5
 FULL_DISK_BYTES = 2**20
 
-Halt = Literal["deadline", "stop", "interrupted", "no_progress"]
-"Why a child is ended from outside: the job's deadline, stop.json, SIGTERM to the container, or silence for too long."
+Halt = Literal["deadline", "stop", "interrupted", "no_progress", "node_failed"]
+"""Why a child is ended from outside: the job's deadline, stop.json, SIGTERM to the container, silence for too long, or
+another node that said it cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def judge(attempts: Sequence[Attempt], result: Result | None, death: Death, newe
 
 def explain_death(end: End, log_tail: str, free_bytes: int) -> Death:
     """The likeliest cause of a trainer that left no result: its worker's exit code, the disk, a signal, or unknown."""
-    if end.halt == "no_progress":
+    if end.halt in ("no_progress", "node_failed"):
         return Death("no_progress", "")
     worker = _worker_code(log_tail)
     code = end.code if worker is None else worker

@@ -32,11 +32,11 @@ def prove(run: Run) -> list[str]:
 def main() -> int:
     words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     store, job_id = open_store(words["--store"]), words["--job"]
-    work = Path(words["--work"]) if "--work" in words else None
-    if isinstance(store, FileStore):
+    work, node = Path(words["--work"]) if "--work" in words else None, os.environ.get("NODE_RANK", "0")
+    if isinstance(store, FileStore) and node == "0":
         work = store.root / job_id
     assert work is not None
-    script = store.read(f"{job_id}/replay.json")
+    script = store.read(f"{job_id}/replay-{node}.json") or store.read(f"{job_id}/replay.json")
     assert script is not None
     work.mkdir(parents=True, exist_ok=True)
     (work / "replay.json").write_bytes(script)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes.catalog import load_catalog
+from recipes.causes import EXIT_CODES
 from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
 from recipes.recipe import Recipe
 from scripts.adapter import verify_adapter
 from scripts.container.nodes import ALONE, Node, node_of
+from scripts.container.supervisor import end_leftovers
 from scripts.errors import InputError
 from scripts.models import making_commands
 from scripts.plan import make_plan
 from scripts.render import render
+from scripts.state import job_state
 from scripts.store import open_store
 from scripts.tokenizer import find_tokenizer
 from scripts.training_set import prepare
@@ -65,6 +72,57 @@ def five_free_ports() -> int:
             return first
         except OSError:
             continue
+
+
+@pytest.fixture
+def start_replay(make_job: Any, tmp_path: Path) -> Iterator[Any]:
+    """start_replay(job, rank, **variables): the container of that node, with the replay trainer."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(job: Job, rank: int, **variables: str) -> subprocess.Popen[bytes]:
+        place = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"} | variables
+        command = [sys.executable, "-m", job.module, "--store", job.store.url, "--job", job.spec.job_id]
+        command += ["--work", str(tmp_path / f"node-{rank}")]
+        started.append(subprocess.Popen(command, env=job.environment | place, cwd=REPOSITORY))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    for folder in (tmp_path / "store" / "job-1", tmp_path / "node-1"):
+        end_leftovers(folder)
+
+
+@pytest.mark.parametrize(
+    ("variables", "faults", "cause", "sentence"),
+    [
+        ({"LORRY_MODELS": "/nowhere"}, {}, "bad_base_model", r"stage it again \(node 1: /nowhere/.*: there is no such"),
+        ({}, {"1": ["out_of_memory", 2]}, "out_of_memory", r"a GPU ran out of memory.* \(node 1\)$"),
+    ],
+)
+def test_why_a_following_node_failed_is_said_by_the_job(
+    make_job: Any, start_replay: Any, models: Path, variables: Any, faults: Any, cause: str, sentence: str
+) -> None:
+    job: Job = make_job(faults={"1": ["hang", 4]}, timing={"grace": 1.0})
+    staged = load_recipe("qwen3-8b/zero3").recipe  # a model that no machine makes by itself
+    shutil.copytree(models / "lorry--smoke", job.data.parent / "models" / "Qwen--Qwen3-8B")
+    job.environment["LORRY_MODELS"] = str(job.data.parent / "models")
+    job.spec = job.spec.model_copy(update={"recipe": staged})
+    job.store.write("job-1/launch.json", job.spec.model_dump_json().encode())
+    for name in ("train.jsonl", "valid.jsonl"):
+        job.store.put_file(job.data / name, f"job-1/data/{name}")
+    own = {"steps": 8, "step_seconds": 0.02, "checkpoint_steps": 3, "faults": faults}
+    job.store.write("job-1/replay-1.json", json.dumps(own).encode())
+    follower, leader = start_replay(job, 1, **variables), start_replay(job, 0)
+    job.wait(lambda: leader.poll() is not None and follower.poll() is not None)
+    container = job.files().container
+    assert container is not None
+    assert (container.ended, container.cause) == ("failed", cause)
+    assert re.search(sentence, container.sentence), container.sentence
+    state = job_state(job.files(), None, time.time())
+    assert (state.state, state.sentence) == ("failed", container.sentence)
+    assert leader.returncode == follower.returncode == EXIT_CODES[container.cause]
 
 
 class Nodes:

@@ -90,9 +90,11 @@ class Hardware:
         seen = {name: os.environ[name] for name in ("AWS_ENDPOINT_URL", "HOME", "AWS_DEFAULT_REGION")}
         seen |= {"AWS_ACCESS_KEY_ID": "role", "AWS_SECRET_ACCESS_KEY": "role", "MACHINE_ID": f"AROAMACHINE:{instance}"}
         seen |= {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
-        seen["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = "http://127.0.0.1:9"
+        name = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+        seen[name] = os.environ.get(name, "http://127.0.0.1:9")
         with (place / "console.log").open("w") as log:
-            return subprocess.Popen(["bash", "-c", script], env=seen, cwd=REPOSITORY, stdout=log, stderr=log, text=True)
+            said = {"stdout": log, "stderr": log, "text": True, "start_new_session": True}
+            return subprocess.Popen(["bash", "-c", script], env=seen, cwd=REPOSITORY, **said)
 
     def said(self) -> str:
         return "\n".join(path.read_text()[-4000:] for path in self.folder.glob("*/console.log"))
