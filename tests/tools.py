@@ -1,4 +1,4 @@
-"""Tools that need an environment of their own, made on first use and kept under LORRY_CACHE or ~/.cache/lorry.
+"""What takes long to make and is made once: tools in an environment of their own, and what all workers of a run share.
 
 python = tool_environment("checkov==3.3.30") / "bin" / "python"
 """
@@ -10,7 +10,10 @@ import os
 import re
 import subprocess
 import venv
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 
 def tool_environment(*pins: str) -> Path:
@@ -24,5 +27,18 @@ def tool_environment(*pins: str) -> Path:
         if not done.exists():
             venv.create(folder, with_pip=True, clear=True, symlinks=True)
             subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *pins], check=True)
+            done.touch()
+    return folder
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that make(folder) has filled, the same for all workers of this test run. Nobody may change it."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            make(folder)
             done.touch()
     return folder

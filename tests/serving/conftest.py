@@ -20,6 +20,7 @@ import pytest
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec, Result, write_record
 from recipes.preparation import Plan, TokenCounts, TrainingSetReport
+from tests.tools import made_once
 from tests.trainer.conftest import conversations, make_job
 from trainer.smoke_model import make_smoke_model
 
@@ -147,12 +148,14 @@ def _write_preparation(folder: Path, spec: LaunchSpec) -> None:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """One job, `good-1`, whose adapter learned. Nobody changes it; tests take a `desk`."""
-    home = tmp_path_factory.mktemp("made")
-    models, store = home / "models", home / "jobs"
-    make_smoke_model(models / "lorry--smoke")
-    store.mkdir()
-    finished_job(store, models, "good-1")
-    return Desk(store, models)
+
+    def make(home: Path) -> None:
+        make_smoke_model(home / "models" / "lorry--smoke")
+        (home / "jobs").mkdir()
+        finished_job(home / "jobs", home / "models", "good-1")
+
+    home = made_once(tmp_path_factory, "made", make)
+    return Desk(home / "jobs", home / "models")
 
 
 @pytest.fixture

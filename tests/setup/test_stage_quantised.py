@@ -33,6 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_is_converted_verified_repaired_and_taken_to_a_bucket(
     base: Path, tmp_path: Path, lorry: Any, s3: Any
 ) -> None:

@@ -26,6 +26,7 @@ from recipes.job import LaunchSpec, Metric, Result, read_record, write_record
 from recipes.load import load_recipe, recipe_sha256
 from recipes.recipe import Recipe
 from recipes.schedule import steps_in
+from tests.tools import made_once
 from trainer.smoke_model import make_smoke_model
 
 TIMEOUT_SECONDS = 280
@@ -222,10 +223,14 @@ def reference_rows() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def reference(smoke_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """One finished run of two ranks: 12 steps, all targets, fp32, uneven rows."""
-    job = make_job(tmp_path_factory.mktemp("reference") / "job", REFERENCE, reference_rows())
-    log = train(job, smoke_model)
-    assert job.result.outcome == "completed", log[-3000:]
-    return job
+
+    def make(folder: Path) -> None:
+        job = make_job(folder / "job", REFERENCE, reference_rows())
+        log = train(job, smoke_model)
+        assert job.result.outcome == "completed", log[-3000:]
+
+    folder = made_once(tmp_path_factory, "reference", make) / "job"
+    return Job(folder, read_record(LaunchSpec, folder / "launch.json"))
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ def test_codes_are_near_and_a_second_moment_never_falls_to_zero() -> None:
     assert not Coded.of(torch.zeros(300), False).values().any()
 
 
+@pytest.mark.slow
 def test_8_bit_moments_find_the_way_of_32() -> None:
     """Least squares with noise: 300 steps end at weights 1 % apart, and at the same loss."""
     ends = []

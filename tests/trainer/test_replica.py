@@ -95,6 +95,7 @@ def test_one_rank_takes_the_steps_of_two(replica: Any, jobs: Any, smoke_model: P
     assert one.result.final_validation_loss == pytest.approx(replica.result.final_validation_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_replica_ends_bit_equal(replica: Any, jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
     job = type(replica)(Path(shutil.copytree(replica.folder, tmp_path / "job")), replica.spec)
     shutil.rmtree(job.folder / "adapter")

@@ -17,7 +17,10 @@ from recipes.causes import EXIT_CODES
 from recipes.job import Result, Status, read_record
 
 RNG = random.Random(20)
-pytestmark = pytest.mark.timeout(900)  # four starts of the trainer in one fixture, on a busy machine
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # four starts of the trainer in one fixture, on a busy machine
 
 
 @dataclass

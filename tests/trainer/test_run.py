@@ -122,6 +122,7 @@ def test_adapter_reloads_with_the_validation_loss_of_the_result(reference: Any, 
     assert mean == pytest.approx(reference.result.final_validation_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_rank_takes_the_same_steps_as_two(reference: Any, jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
     """Two ranks accumulate over 2 passes, one rank over 4: only the order of the sums differs."""
     one = jobs.make(tmp_path / "one", jobs.reference | {"hardware": {"gpus": 1}}, jobs.reference_rows())

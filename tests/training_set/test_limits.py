@@ -88,6 +88,7 @@ def test_a_file_over_2_gib_is_refused_before_it_is_read(tmp_path: Path) -> None:
         prepare(source, tmp_path / "out", Data(), 1)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Pairs of 5 KiB in conversations of four: 60 MB must take hardly more than 6 MB does, duplicates included."""
     peaks = []
