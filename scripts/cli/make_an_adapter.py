@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from recipes.catalog import Catalog, load_catalog
 from recipes.load import LoadedRecipe, load_recipe
@@ -22,6 +24,10 @@ from scripts.cli.command import Command, actor, add_json, print_record
 from scripts.errors import LorryError
 from scripts.prepare_job import PreparedJob, check_set, prepare_job
 from scripts.settings import Settings
+
+if TYPE_CHECKING:
+    from scripts.doctor import Finding
+    from scripts.doctor.preflight import AwsBackend
 
 _NOMINAL_JOB = "nominal-job"
 
@@ -60,6 +66,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--training-set", type=Path, metavar="FILE", help="without one, a nominal set is assumed")
     parser.add_argument("--explain", action="store_true", help="show the arithmetic, term by term")
+    ask = "also ask AWS whether it would let such a job start: quota, offering, image, role"
+    parser.add_argument("--backend", choices=("sagemaker", "ec2"), help=ask)
     add_json(parser)
 
 
@@ -68,13 +76,27 @@ def _plan(arguments: argparse.Namespace, settings: Settings) -> int:
 
     catalog = load_catalog()
     loaded, report, plan = _planned(arguments, settings, catalog)
-    if arguments.json:
+    findings = _preflight(arguments.backend, plan, catalog, settings) if arguments.backend else None
+    if arguments.json and findings is None:
         print_record(plan)
+    elif arguments.json:
+        asked = [dataclasses.asdict(finding) for finding in findings or ()]
+        print(json.dumps(plan.model_dump(mode="json") | {"preflight": asked}, indent=2))
     else:
         print(plan_text(plan, catalog), end="")
         if arguments.explain:
             print("\n" + explain_text(plan, loaded, report, catalog), end="")
+        if findings is not None:
+            print("\n".join([f"\nBefore a launch on {arguments.backend}", *(f"  {finding}" for finding in findings)]))
     return 0
+
+
+def _preflight(backend: AwsBackend, plan: Plan, catalog: Catalog, settings: Settings) -> list[Finding]:
+    from scripts.doctor import Subject
+    from scripts.doctor.preflight import preflight
+
+    subject = Subject(now=datetime.now(UTC), store=settings.store, environment=os.environ)
+    return preflight(backend, plan, catalog, subject)
 
 
 def _render_arguments(parser: argparse.ArgumentParser) -> None:

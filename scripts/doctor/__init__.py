@@ -13,19 +13,19 @@ from scripts.doctor.runpod_checks import ROOM_CHECKS, check_clock, check_key
 from scripts.doctor.sagemaker_checks import check_sagemaker
 from scripts.errors import LorryError
 
-__all__ = ["Finding", "Subject", "examine", "failure"]
+__all__ = ["Finding", "Subject", "examine", "failure", "run_check"]
 
 
 def examine(subject: Subject) -> list[Finding]:
     """Every finding about the set-up, in the order in which a person should repair it."""
-    findings = _run("Runpod key", check_key, subject)
+    findings = run_check("Runpod key", check_key, subject)
     if any(finding.state == "failed" for finding in findings):
         subject = subject.without_runpod("the Runpod key failed its check")
-    findings += _run("clock", check_clock, subject)
+    findings += run_check("clock", check_clock, subject)
     checks = {**ROOM_CHECKS, "model": check_model, "room for models": check_room_for_models}
     checks |= {**AWS_CHECKS, "EC2": check_ec2, "SageMaker": check_sagemaker}
     for name, check in checks.items():
-        findings += _run(name, check, subject)
+        findings += run_check(name, check, subject)
     return findings
 
 
@@ -34,7 +34,7 @@ def failure(name: str, error: LorryError) -> list[Finding]:
     return [failed(name, f"{problem.where}: {problem.got}", problem.want) for problem in error.problems]
 
 
-def _run(name: str, check: Check, subject: Subject) -> list[Finding]:
+def run_check(name: str, check: Check, subject: Subject) -> list[Finding]:
     """The findings of one check; a failure of what it asked is one too."""
     try:
         return list(check(subject))

@@ -77,7 +77,8 @@ def _image(subject: Subject) -> Iterator[Finding]:
 
 def _types(subject: Subject) -> Iterator[Finding]:
     """Each type that we plan with is offered in the region, and has a quota above 0, where AWS says so."""
-    types = sorted({o.provider_type for o in load_catalog().offers.values() if o.backend == "sagemaker"})
+    planned = {o.provider_type for o in load_catalog().offers.values() if o.backend == "sagemaker"}
+    types = sorted(subject.rooms.get("sagemaker_instance_types") or planned)
     region = str(subject.rooms.get("region") or "this region")
     plain = [kind.removeprefix("ml.") for kind in types]  # SageMaker lists none, and has what EC2 has
     filters = [{"Name": "instance-type", "Values": plain}]

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from scripts.doctor import ec2_checks
+from recipes.catalog import load_catalog
+from recipes.load import load_recipe
+from scripts.doctor import aws_checks, ec2_checks, preflight
 from scripts.doctor.ec2_checks import check_ec2
 from scripts.doctor.finding import Subject
+from scripts.plan import make_plan
 
 ROOMS = {"ec2_instance_types": ["p5.48xlarge"], "ec2_subnet_ids": ["subnet-a", "subnet-b"]}
 SUBNETS = [{"SubnetId": f"subnet-{z}", "AvailabilityZone": f"us-east-1{z}"} for z in "ab"]
@@ -77,3 +80,23 @@ def test_spot_has_a_quota_of_its_own(answers: dict[str, Any]) -> None:
 
 def test_without_such_a_room_nothing_is_checked(answers: dict[str, Any]) -> None:
     assert [state for state, _, _ in said({})] == ["not checked"]
+
+
+def test_a_plan_asks_for_its_own_types_in_the_subnets_of_the_settings(
+    answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (aws_checks, preflight):
+        monkeypatch.setattr(module, "why_no_aws", lambda subject: "")
+    monkeypatch.setattr(aws_checks, "ask_aws", lambda subject, service, action, **_: answers[action])
+    answers["get_caller_identity"] = {"Account": "1", "Arn": "arn:x"}
+    answers["get_service_quota"] = {"Quota": {"Value": 0.0}}
+    catalog = load_catalog()
+    plan = make_plan(load_recipe("qwen3-next-80b/zero3", catalog), None, catalog)
+    settings = {"LORRY_EC2_TEMPLATE": "lt-1", "LORRY_EC2_SUBNETS": "subnet-a,subnet-b"}
+    found = preflight.preflight("ec2", plan, catalog, Subject(datetime.now(UTC), environment=settings))
+    sentences = [str(finding) for finding in found]
+    assert any("0 vCPUs of running on-demand P instances; ask for 192" in said for said in sentences), sentences
+    assert "ok           EC2: p5.48xlarge is offered in us-east-1b" in sentences
+    answers["get_caller_identity"] = "ExpiredToken (it is old)"
+    found = preflight.preflight("ec2", plan, catalog, Subject(datetime.now(UTC), environment=settings))
+    assert [finding.step for finding in found] == ["sign in again, or correct the key"]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 from datetime import UTC, datetime
 from typing import Any
 
 import boto3
 import pytest
 
+from recipes.catalog import load_catalog
+from recipes.load import load_recipe
+from scripts.cli import main
 from scripts.doctor import sagemaker_checks
 from scripts.doctor.finding import Finding, Subject
+from scripts.doctor.preflight import preflight
 from scripts.doctor.sagemaker_checks import PARTS, check_sagemaker
+from scripts.plan import make_plan
 from tests.sagemaker.fake_sagemaker import REGION
 
 QUOTA = "ml.p5.48xlarge for training job usage"
@@ -138,3 +145,37 @@ def test_a_region_without_our_types(subject: Subject, answers: Json) -> None:
     answers["describe_instance_type_offerings"] = {"InstanceTypeOfferings": []}
     said = next(iter(PARTS["types"](subject)))
     assert (said.state, said.seen) == ("failed", f"{REGION} offers none of ours")
+
+
+def test_a_plan_asks_for_its_own_types_by_the_settings_alone(subject: Subject, answers: Json) -> None:
+    catalog = load_catalog()
+    plan = make_plan(load_recipe("qwen3-next-80b/zero3", catalog), None, catalog)
+    role = {"LORRY_SAGEMAKER_ROLE": subject.rooms["sagemaker_role_arn"], "LORRY_STORE_REGION": REGION}
+    settings = Subject(subject.now, store="s3://bucket/jobs", environment={**subject.environment, **role})
+    findings = {f.check: f for f in preflight("sagemaker", plan, catalog, settings)}
+    assert {name: f.state for name, f in findings.items()} == dict.fromkeys(
+        ["AWS credentials", *(f"SageMaker {part}" for part in ("role", "bucket", "image", "types", "quotas"))], "ok"
+    ), findings
+    fitting = {catalog.offers[o.offer].provider_type for o in plan.offers if o.fits and o.backend == "sagemaker"}
+    missing = findings["SageMaker types"].seen.partition("; not ")[2].split(", ")
+    assert set(missing) == fitting - {"ml.p5.48xlarge", "ml.p5en.48xlarge"}, "of the plan's types, and no others"
+    answers["list_service_quotas"] = {"Quotas": []}
+    assert "L-82E1C851" in preflight("sagemaker", plan, catalog, settings)[-1].step
+
+
+def test_a_plan_without_settings_or_keys_says_so_and_is_a_plan_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "LORRY_SAGEMAKER", "LORRY_EC2"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert main(["plan", "qwen3-8b/zero3", "--backend", "sagemaker"]) == 0
+    assert "not checked  sagemaker: LORRY_SAGEMAKER_ROLE is not set" in capsys.readouterr().out
+    monkeypatch.setenv("LORRY_EC2_TEMPLATE", "lt-1")
+    assert main(["plan", "qwen3-8b/zero3", "--backend", "ec2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["chosen"]
+    assert [finding["seen"] for finding in said["preflight"]] == ["there are no AWS credentials"]
+    assert main(["plan", "smoke/zero3", "--backend", "ec2"]) == 0
+    assert "not checked  ec2: no offer of it fits this recipe; the table above says why" in capsys.readouterr().out

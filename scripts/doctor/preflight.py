@@ -1,0 +1,53 @@
+"""What AWS would refuse a planned job, asked before anything is started: checks of `lorry doctor`, of the plan's types.
+
+findings = preflight("sagemaker", plan, catalog, Subject(now=now, store=settings.store, environment=os.environ))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from recipes.catalog import Catalog
+from recipes.preparation import Plan
+from scripts.backends import RENTS
+from scripts.doctor import run_check
+from scripts.doctor.aws_checks import SIGN_IN, check_credentials, check_quotas, why_no_aws
+from scripts.doctor.ec2_checks import check_ec2
+from scripts.doctor.finding import Check, Finding, Subject, not_checked
+from scripts.doctor.sagemaker_checks import check_sagemaker
+
+AwsBackend = Literal["sagemaker", "ec2"]
+_CHECKS: dict[AwsBackend, dict[str, Check]] = {
+    "sagemaker": {"SageMaker": check_sagemaker},
+    "ec2": {"AWS quotas": check_quotas, "EC2": check_ec2},
+}
+
+
+def preflight(backend: AwsBackend, plan: Plan, catalog: Catalog, subject: Subject) -> list[Finding]:
+    """Findings about the types that fit the plan on that backend; without settings or keys one that says so."""
+    setting = RENTS[backend]
+    fitting = [offer.offer for offer in plan.offers if offer.backend == backend and offer.fits]
+    if not fitting:
+        return [not_checked(backend, "no offer of it fits this recipe", "the table above says why")]
+    if not subject.environment.get(setting):
+        return [not_checked(backend, f"{setting} is not set", "`lorry env` prints it for an applied AWS root")]
+    if why := why_no_aws(subject):
+        return [not_checked(backend, why, SIGN_IN)]
+    types = sorted({catalog.offers[name].provider_type for name in fitting})
+    subject = replace(subject, rooms=_rooms(backend, types, subject.environment))
+    findings = run_check("AWS credentials", check_credentials, subject)
+    if all(finding.state == "ok" for finding in findings):
+        for name, check in _CHECKS[backend].items():
+            findings += run_check(name, check, subject)
+    return findings
+
+
+def _rooms(backend: AwsBackend, types: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What Terraform says of its rooms, as the settings repeat it, with the types of the plan."""
+    region = {"region": environment.get("LORRY_STORE_REGION") or environment.get("AWS_DEFAULT_REGION") or ""}
+    if backend == "sagemaker":
+        return region | {"sagemaker_role_arn": environment["LORRY_SAGEMAKER_ROLE"], "sagemaker_instance_types": types}
+    subnets = environment.get("LORRY_EC2_SUBNETS", "").replace(",", " ").split()
+    return region | {"ec2_instance_types": types, "ec2_subnet_ids": subnets}
