@@ -15,11 +15,13 @@ def variables(url, **changes):
     ec2 = client(url, "ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
+    tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
+    routes = [tables[0]["RouteTableId"]]
     given = {
         "gateway_principals": [f"arn:aws:iam::{ACCOUNT}:role/front-door"],
         "reader_principals": [f"arn:aws:iam::{ACCOUNT}:user/serving"],
         "github": {"owner": "acme", "name": "lorry", "owner_id": "11", "repository_id": "22"},
-        "network": {"vpc_id": vpc, "subnet_ids": [subnets[0]["SubnetId"]]},
+        "network": {"vpc_id": vpc, "subnet_ids": [subnets[0]["SubnetId"]], "endpoints": {"route_table_ids": routes}},
         "trainer_digest": "sha256:" + "a" * 64,
         "budget": {"monthly_limit_usd": 500, "alert_emails": ["ops@example.com"], "billing_alarm_usd": 400},
     }

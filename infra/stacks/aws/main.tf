@@ -50,6 +50,20 @@ module "ec2" {
   cluster        = var.ec2.cluster
 }
 
+module "endpoints" {
+  source = "../../modules/vpc-endpoints"
+  count  = var.network.endpoints == null ? 0 : 1
+
+  prefix  = var.prefix
+  tags    = var.tags
+  region  = var.region
+  network = { vpc_id = var.network.vpc_id, subnet_ids = var.network.subnet_ids, route_table_ids = var.network.endpoints.route_table_ids }
+  clients = merge(
+    { sagemaker = module.sagemaker.vpc_config.SecurityGroupIds[0] },
+    { for machine in module.ec2 : "ec2" => machine.security_group_id },
+  )
+}
+
 module "github" {
   source = "../../modules/github-oidc"
 

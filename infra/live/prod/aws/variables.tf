@@ -33,10 +33,11 @@ variable "github" {
 }
 
 variable "network" {
-  description = "VPC and subnets of GPU machines."
+  description = "VPC and subnets of GPU machines; endpoints puts the AWS services that they call into the subnets, off by default."
   type = object({
     vpc_id     = string
     subnet_ids = list(string)
+    endpoints  = optional(object({ route_table_ids = list(string) }))
   })
 }
 
