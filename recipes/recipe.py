@@ -68,6 +68,9 @@ class Data(Strict):
     reasoning: Literal["require", "empty_think"] = "require"
     """For a base model that thinks before it answers. require: a set without thoughts is refused. empty_think: it is
     trained with the empty thought that the template writes, so that the adapter answers at once."""
+    after_training: Literal["keep", "delete"] = "keep"
+    """delete: once the adapter is proved and stored, the job's copy of the set is erased, every old version of it; its
+    hashes stay on record, and up to 4 conversations as token ids, by which a merged or served adapter is proved."""
 
 
 class Training(Strict):

@@ -3,9 +3,9 @@
 report = tick(rooms, hands); report.done, report.troubles
 
 Due are: a cancel that only the client's database knows, overdue stops, machines that outstay their job, progress and
-end in the client's row, signed webhooks, the settlement. Whoever calls it (a machine at its end, a request at the front
-door, a cron job), what must be done once is done once: stops and tries are conditional creates, the end in the row is a
-conditional UPDATE.
+end in the client's row, signed webhooks, training sets that shall not be kept, the settlement. Whoever calls it (a
+machine at its end, a request at the front door, a cron job), what must be done once is done once: stops and tries are
+conditional creates, the end in the row is a conditional UPDATE.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from scripts.callbacks import Outcome
 from scripts.cost import Bill, settle
 from scripts.ears import Ears, End
 from scripts.errors import LorryError
+from scripts.forget import forget_training_set, owes_forgetting
 from scripts.gateway.records import Request, read
 from scripts.job_folder import SETTLED, JobFiles, open_jobs, read_job
 from scripts.launch import launch
@@ -134,7 +135,7 @@ def tick_job(room: Room, job_id: str, hands: Hands, report: TickReport) -> None:
         return
     request = attempt(lambda: read(room.store, f"{job_id}/request.json", Request))
     visit = visit_of(room, files, request, seen, hands.now())
-    for step in (_stop, _end_what_outstays, _launch_again, _tell, _settle):
+    for step in (_stop, _end_what_outstays, _launch_again, _tell, _forget, _settle):
         report.done += [f"{job_id}: {sentence}" for sentence in attempt(partial(step, visit, hands)) or ()]
 
 
@@ -230,6 +231,16 @@ def _tell(visit: Visit, hands: Hands) -> list[str]:
     return ears.hear_end(visit.room.store, end, visit.now)
 
 
+def _forget(visit: Visit, hands: Hands) -> list[str]:
+    """Erases the job's training set where its recipe says so, when no machine can write there any more."""
+    if visit.outcome != "completed" or not visit.has_no_machine:
+        return []
+    said = forget_training_set(visit.room.store, visit.files, visit.now)
+    if said:
+        record(visit.room.store, "delete", visit.files.job_id, who="lorry (tick)", now=visit.now, note=said)
+    return [said] if said else []
+
+
 def _settle(visit: Visit, hands: Hands) -> list[str]:
     """Settles a job whose machine is gone, and marks it when nothing more will ever be due.
 
@@ -242,7 +253,7 @@ def _settle(visit: Visit, hands: Hands) -> list[str]:
     is_settled = settlement is None or settlement.is_final
     if not is_settled or visit.state.state == "lost" or not visit.room.ears.have_heard(store, job_id, visit.outcome):
         return []
-    if not store.create(f"{SETTLED}/{job_id}", b"\n"):
+    if owes_forgetting(store, visit.files) or not store.create(f"{SETTLED}/{job_id}", b"\n"):
         return []
     return ["settled" if settlement is None else f"settled at ${settlement.usd:.2f} ({settlement.source})"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,32 @@ class Removed(Record):
     fingerprint: str = ""
 
 
-def still_there(url: str) -> list[Removed]:
-    """What lies below the folder, hidden and old versions included. Raises ProviderError when the store fails."""
+def still_there(url: str, names: Collection[str] | None = None) -> list[Removed]:
+    """What lies below the folder, hidden and old versions included; with names, of these files alone.
+
+    Raises ProviderError when the store fails.
+    """
     store: Any = open_store(url)
     if isinstance(store, FileStore):
-        return _on_disk(store.root)
-    with store.errors(""):
-        return _in_bucket(store)
+        found = _on_disk(store.root)
+    else:
+        with store.errors(""):
+            found = _in_bucket(store)
+    return [item for item in found if names is None or item.key in names]
 
 
-def erase(url: str) -> list[Removed]:
-    """Removes it all; what was there. Done twice it removes what is left. Raises ProviderError when the store fails."""
-    found = still_there(url)
+def erase(url: str, names: Collection[str] | None = None) -> list[Removed]:
+    """Removes it all, or these files; what was there. Done twice it removes what is left.
+
+    Raises ProviderError when the store fails.
+    """
+    found = still_there(url, names)
     s3: Any = open_store(url)
     if isinstance(s3, FileStore):
         with disk_errors(s3.root):
-            if s3.root.exists():
+            for item in found:
+                (s3.root / item.key).unlink(missing_ok=True)
+            if names is None and s3.root.exists():
                 shutil.rmtree(s3.root)
         return found
     with s3.errors(""):

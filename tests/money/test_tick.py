@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from recipes.load import load_recipe
 from scripts.ears import Ears
 from scripts.fake_runpod.server import Fault
 from scripts.gateway.records import Request, Understood
@@ -222,3 +224,30 @@ def test_half_a_job_folder_is_no_trouble(place: Place, missing: str) -> None:
         place.store.write("job-1/launch.json", spec.model_dump_json().encode())
     report = place.tick()
     assert report.troubles == []
+
+
+def test_a_training_set_that_shall_not_be_kept_is_erased_when_the_adapter_is_whole_and_the_machine_gone(
+    place: Place,
+) -> None:
+    smoke = load_recipe("smoke/zero3").recipe
+    data = smoke.data.model_copy(update={"after_training": "delete"})
+    recipe, hashes = smoke.model_copy(update={"data": data}), {"train_sha256": "a" * 64, "valid_sha256": "b" * 64}
+    life = place.launch(recipe=recipe, **hashes)
+    place.rest(1200)
+    life.completed(T0 + 1200, since=T0)
+    assert place.tick().done == []
+    place.vanish()
+    adapter = place.store.read("job-1/adapter/adapter_model.safetensors")
+    assert adapter
+    (Path(place.store.url.removeprefix("file://")) / "job-1/adapter/adapter_model.safetensors").unlink()
+    place.rest(3 * HOUR)
+    report = place.tick()
+    assert "adapter_model.safetensors: it is not in the store; the training set is kept until it is" in str(report)
+    assert place.store.read("job-1/data/train.jsonl")
+    assert open_jobs(place.store) == ["job-1"], "it is not settled before that"
+    place.store.write("job-1/adapter/adapter_model.safetensors", adapter)
+    assert place.tick().done == ["job-1: erased its training set, 2 objects", "job-1: settled at $0.96 (bill)"]
+    assert place.store.keys("job-1/data") == ["job-1/data/report.json"]
+    erased = life.record("data_erased.json") or {}
+    assert {name: erased[name] for name in hashes} == hashes
+    assert open_jobs(place.store) == []

@@ -16,13 +16,14 @@ from recipes.serving import Place
 from scripts import audit
 from scripts.delete_client import Certificate, delete_client, survey
 from scripts.errors import InputError, NotFound, Refused, VerificationFailed
+from scripts.forget import SETS
 from scripts.push import push
 from scripts.serving.client import Vllm
 from scripts.serving.history import following, served_name
 from scripts.serving.local_server import LocalServer
 from scripts.state import JobState
 from scripts.store import open_store
-from scripts.store.erase import still_there
+from scripts.store.erase import erase, still_there
 from tests.serving.fake_vllm import served
 
 ENDED = JobState("completed", "done", 100, None, None, True)
@@ -111,6 +112,20 @@ def test_old_versions_delete_markers_and_unfinished_uploads_go_too(bucket: tuple
     left = s3.list_object_versions(Bucket=name, Prefix="jobs/clients/acme/")
     assert left.get("Versions", []) == left.get("DeleteMarkers", []) == []
     assert s3.list_multipart_uploads(Bucket=name).get("Uploads", []) == []
+
+
+def test_two_files_alone_are_erased_with_every_version_of_them(bucket: tuple[str, str], s3: Any) -> None:
+    url, name = bucket
+    data = open_store(f"{url}/job-9/data")
+    for file in ("train.jsonl", "train.jsonl", "valid.jsonl", "report.json"):
+        data.write(file, file.encode())
+    s3.delete_object(Bucket=name, Key="jobs/job-9/data/valid.jsonl")
+    s3.create_multipart_upload(Bucket=name, Key="jobs/job-9/data/train.jsonl")
+    removed = erase(f"{url}/job-9/data", SETS)
+    kinds = ["delete marker", "object", "object", "object", "unfinished upload"]
+    assert sorted(item.kind for item in removed) == kinds, "two versions of one, and a hidden one of the other"
+    assert still_there(f"{url}/job-9/data", SETS) == []
+    assert [item.key for item in still_there(f"{url}/job-9/data")] == ["report.json"]
 
 
 def test_a_second_store_such_as_a_volume_is_emptied_too(two_clients: str, tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ resource "aws_iam_policy" "gateway" {
     Version = "2012-10-17"
     Statement = [
       { Sid = "Clients", Effect = "Allow", Action = concat(local._read, local._write, ["s3:DeleteObject", "s3:DeleteObjectVersion"]), Resource = "${local._bucket}/clients/*" },
+      # Only unfinished uploads below clients/ can be ended; their list cannot be narrowed to a prefix.
+      { Sid = "Unfinished", Effect = "Allow", Action = "s3:ListBucketMultipartUploads", Resource = local._bucket },
       { Sid = "Launch", Effect = "Allow", Action = ["s3:PutObject", "s3:DeleteObject"], Resource = "${local._bucket}/machines/*" },
       { Sid = "Models", Effect = "Allow", Action = local._read, Resource = local._models },
       { Sid = "List", Effect = "Allow", Action = ["s3:ListBucket", "s3:ListBucketVersions"], Resource = local._bucket, Condition = { StringLike = { "s3:prefix" = ["clients/*", "models/*"] } } },
