@@ -11,9 +11,10 @@ from pathlib import Path
 
 from recipes.job import LaunchSpec, Record, Submission
 from recipes.preparation import Plan
+from scripts.audit import record
 from scripts.backends.base import Backend
 from scripts.errors import Conflict, Problem
-from scripts.job_folder import read_job
+from scripts.job_folder import JobFiles, read_job
 from scripts.store import Store
 
 IDENTITY = ("recipe_sha256", "source_sha256", "train_sha256", "valid_sha256", "backend")
@@ -42,6 +43,19 @@ def launch(store: Store, spec: LaunchSpec, plan: Plan | None, data: Path, backen
         return submission  # no machine for a job that was stopped or has ended
     submission = submission.model_copy(update={"handle": backend.submit(spec, request)})
     store.write(key, _bytes(submission))
+    return submission
+
+
+def launch_again(store: Store, files: JobFiles, backend: Backend, who: str, now: float) -> Submission:
+    """Another machine for a job whose own was taken back or never came; the job goes on from its newest checkpoint.
+
+    Raises what launch raises.
+    """
+    assert files.launch is not None
+    asked = files.submission
+    since = asked.submitted_at if asked else now  # a machine that was found has cost since the first request
+    submission = launch(store, files.launch, None, Path(), backend, since)  # its data is in the store
+    record(store, "launch", files.job_id, who=who, now=now, note="again")
     return submission
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from scripts.container.gpu_probe import Probe, gpus_busy
-from scripts.container.nodes import ALONE, Node, node_of
+from scripts.container.nodes import ALONE, Node, network_variables, node_of
 from scripts.container.supervisor import Timing
 from scripts.store import Store
 
@@ -102,7 +102,7 @@ def trainer_environment(environment: Mapping[str, str], on_cpu: bool) -> dict[st
     seen = {k: v for k, v in environment.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
     path = [str(ROOT), *filter(None, environment.get("PYTHONPATH", "").split(":"))]
     cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-    return {**seen, **_FIXED, **cpu, "PYTHONPATH": ":".join(path)}
+    return {**seen, **network_variables(environment), **_FIXED, **cpu, "PYTHONPATH": ":".join(path)}
 
 
 def trains_on_cpu(spec: LaunchSpec) -> bool:

@@ -12,7 +12,8 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,11 @@ class Terraform:
         return rc
 
     def _stream(self, command: str, argv: list[str], read: Callable[[str], None]) -> int:
-        """Run to the end, one call of `read` per line. Ctrl-C is passed on once, so that the state is still saved."""
+        """Run to the end, one call of `read` per line.
+
+        Ctrl-C is passed on once. However often it comes, and whatever `read` raises, Terraform's output stays open
+        until it has ended: a Terraform that can no longer write dies before it has saved its state.
+        """
         try:
             process = subprocess.Popen(
                 argv,
@@ -158,11 +163,8 @@ class Terraform:
             try:
                 for line in process.stdout:
                     read(line)
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)
-                for line in process.stdout:
-                    read(line)
-                process.wait()
+            except BaseException:
+                _end(process, process.stdout, read)
                 raise
         return process.returncode
 
@@ -178,6 +180,19 @@ class Terraform:
             raise TerraformError(words[0], done.returncode, [{"summary": _plain(done.stderr) or "it said nothing"}])
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
+
+
+def _end(process: subprocess.Popen[str], output: Iterable[str], read: Callable[[str], None]) -> None:
+    """Asks Terraform to stop, and waits until it has saved what it made. Nobody's impatience shortens that."""
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:
+        try:
+            for line in output:
+                with suppress(OSError):  # whoever listened may be gone
+                    read(line)
+            process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def read_outputs(root: Path, env: Mapping[str, str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from recipes.recipe import BackendName
@@ -28,7 +27,7 @@ from scripts.errors import LorryError
 from scripts.forget import forget_training_set, owes_forgetting
 from scripts.gateway.records import Request, read
 from scripts.job_folder import SETTLED, JobFiles, open_jobs, read_job
-from scripts.launch import launch
+from scripts.launch import launch_again
 from scripts.overstay import overstay
 from scripts.state import JobState, job_state, overdue
 from scripts.stop import By, stop_job
@@ -213,10 +212,7 @@ def _launch_again(visit: Visit, hands: Hands) -> list[str]:
     is_due = visit.was_taken or (waited is not None and waited > RELAUNCH_SECONDS)
     if spec is None or not is_due or overdue(visit.files, visit.seen, visit.now):
         return []
-    asked = visit.files.submission
-    since = asked.submitted_at if asked else visit.now  # a machine that was found has cost since the first request
-    launch(visit.room.store, spec, None, Path(), hands.backend(spec.backend), since)  # its data is in the store
-    record(visit.room.store, "launch", spec.job_id, who="lorry (tick)", now=visit.now, note="again")
+    launch_again(visit.room.store, visit.files, hands.backend(spec.backend), "lorry (tick)", visit.now)
     return ["launched again: its machine was taken back" if visit.was_taken else "launched again"]
 
 

@@ -1,4 +1,5 @@
-"""Follows a job until it ends: a line per stage, a bar for the steps, and a stop when it is past its limits.
+"""Follows a job until it ends: a line per stage, a bar for the steps, a stop when it is past its limits, and another
+machine when its own was taken back.
 
 state = watch(store, "job-1", backend, sys.stderr)
 """
@@ -11,15 +12,20 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from scripts.backends.base import Backend, Observation
+from scripts.backends.base import Backend, KeepsLogs, Observation
 from scripts.errors import NotFound, Problem, ProviderError
 from scripts.job_folder import JobFiles, read_job
+from scripts.launch import launch_again
 from scripts.state import DOING, JobState, job_state, overdue
 from scripts.stop import stop_job
 from scripts.store import Store
 
 STEP_PERCENT = 10
 "Without a terminal, a line for every so many percent of the steps."
+AGAIN_SECONDS = 60.0
+"Between two requests for another machine."
+LOG_SECONDS = 20.0
+"Between two looks at what the machine prints, which a provider such as CloudWatch counts."
 
 
 def watch(
@@ -29,35 +35,52 @@ def watch(
     out: TextIO,
     *,
     poll_seconds: float = 1.0,
+    logs: bool = False,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> JobState:
     """Returns the final state. Stops the job when it is past its deadline or its cap.
 
-    A store or provider that does not answer is asked again. Raises NotFound for an unknown job.
+    A machine that the provider took back is followed by another, as the tick would do. A store or provider that does
+    not answer is asked again. logs: says what the machine prints too. Raises NotFound for an unknown job, Refused when
+    no other machine may be asked for.
     """
     files, teller = read_job(store, job_id), _Teller(out)
+    printed = _Printed(backend, teller, now) if logs and isinstance(backend, KeepsLogs) else None
     if files.launch is None:
         raise NotFound(Problem(f"job {job_id}", "no such job", "see what there is with `lorry jobs`"))
     try:
         while True:
+            pause = poll_seconds
             try:
                 observation = _observed(backend, files)
                 files = read_job(store, job_id)
                 state = job_state(files, observation, now())
-                teller.tell(files, state)
-                if state.is_final:
-                    return state
-                _stop_when_overdue(store, backend, files, observation, now())
+                if printed:
+                    printed.tell(files, at_once=state.is_final)
+                if _may_go_on_elsewhere(files, state, observation, now()):
+                    pause = max(poll_seconds, AGAIN_SECONDS)
+                    teller.line("its machine was taken back; asking for another, to go on from the newest checkpoint")
+                    launch_again(store, files, backend, "lorry (watch)", now())
+                else:
+                    teller.tell(files, state)
+                    if state.is_final:
+                        return state
+                    _stop_when_overdue(store, backend, files, observation, now())
             except ProviderError as error:
                 teller.line(f"no answer, asking again: {error}")
-            sleep(poll_seconds)
+            sleep(pause)
     finally:
         teller.close()
 
 
 def _observed(backend: Backend, files: JobFiles) -> Observation | None:
     return backend.observe(files.submission.handle) if files.submission and files.submission.handle else None
+
+
+def _may_go_on_elsewhere(files: JobFiles, state: JobState, observation: Observation | None, now: float) -> bool:
+    was_taken = state.state == "lost" and observation is not None and observation.was_taken
+    return was_taken and overdue(files, observation, now) is None
 
 
 def _stop_when_overdue(
@@ -67,6 +90,29 @@ def _stop_when_overdue(
     if due:
         by, reason = due
         stop_job(store, files.job_id, backend, by, reason, now)
+
+
+class _Printed:
+    """What the machines of the job print, each line once: lines carry time and host where a provider says them."""
+
+    def __init__(self, backend: KeepsLogs, teller: _Teller, now: Callable[[], float]) -> None:
+        self._backend, self._teller, self._now = backend, teller, now
+        self._looked_at = float("-inf")
+        self._said: set[str] = set()
+
+    def tell(self, files: JobFiles, *, at_once: bool) -> None:
+        """What is new, every LOG_SECONDS. A log that cannot be read now is read at the next look."""
+        handle = files.submission.handle if files.submission else None
+        if not handle or (not at_once and self._now() - self._looked_at < LOG_SECONDS):
+            return
+        self._looked_at = self._now()
+        try:
+            for line in self._backend.logs(handle):
+                if line not in self._said:
+                    self._said.add(line)
+                    self._teller.log(line)
+        except ProviderError as error:
+            self._teller.line(f"no log now: {error}")
 
 
 class _Teller:
@@ -98,6 +144,12 @@ class _Teller:
         self.close()
         self._said = text
         self._out.write(text + "\n")
+        self._out.flush()
+
+    def log(self, text: str) -> None:
+        """A line of the machine, which changes nothing of what was said of the job."""
+        self.close()
+        self._out.write(f"  | {text}\n")
         self._out.flush()
 
     def close(self) -> None:

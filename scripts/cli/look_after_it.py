@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scripts.backends import LAUNCHABLE, open_backend
-from scripts.backends.base import Backend, Observation
+from scripts.backends.base import Backend, KeepsLogs, Observation
 from scripts.cli.command import Command, actor, add_json, print_record
 from scripts.errors import NotFound, Problem, ProviderError, TrainingFailed
 from scripts.job_folder import JobFiles, job_ids, read_job, read_jobs
@@ -25,11 +25,16 @@ def _job_argument(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def _job_and_logs_arguments(parser: argparse.ArgumentParser) -> None:
+    _job_argument(parser)
+    parser.add_argument("--logs", action="store_true", help="also what its machine prints, as the provider keeps it")
+
+
 def _watch(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.watch import watch
 
     store = open_store(settings.store)
-    state = watch(store, arguments.job, _backend(_known(store, arguments.job)), sys.stderr)
+    state = watch(store, arguments.job, _backend(_known(store, arguments.job)), sys.stderr, logs=arguments.logs)
     _print_state(arguments, arguments.job, state)
     if state.state != "completed":
         raise TrainingFailed(Problem(f"job {arguments.job}", f"{state.state}: {state.sentence}"))
@@ -89,6 +94,10 @@ def _show(arguments: argparse.Namespace, settings: Settings) -> int:
     for name, value in _facts(files):
         print(f"{name:<14} {value}")
     print(f"{'report':<14} {write_report(store, arguments.job, state).removeprefix('file://')}")
+    backend, handle = _backend(files), files.submission.handle if files.submission else None
+    if arguments.logs and handle and isinstance(backend, KeepsLogs):
+        for line in backend.logs(handle):
+            print(line)
     return 0
 
 
@@ -191,10 +200,10 @@ def _facts(files: JobFiles) -> list[tuple[str, str]]:
 
 
 COMMANDS = (
-    Command("watch", "follow a job until it ends", _job_argument, _watch),
+    Command("watch", "follow a job until it ends", _job_and_logs_arguments, _watch),
     Command("stop", "end a job and its machine", _stop_arguments, _stop),
     Command("jobs", "list the jobs and how they stand", add_json, _jobs),
-    Command("show", "say what is known of one job, and draw its report", _job_argument, _show),
+    Command("show", "say what is known of one job, and draw its report", _job_and_logs_arguments, _show),
     Command("push", "put an adapter into a store", _push_arguments, _push),
     Command("pull", "fetch an adapter, verified", _pull_arguments, _pull),
     Command("verify", "check that an adapter is what its manifest says", _verify_arguments, _verify),

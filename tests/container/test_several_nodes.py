@@ -1,18 +1,18 @@
-"""Two nodes of one job on this machine, each with its own disk: a node dies, comes back empty, and the run resumes."""
+"""Two nodes of one job on this machine, each a host with its own network and disk: one dies, and the run resumes."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from recipes.causes import EXIT_CODES
 from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
 from recipes.recipe import Recipe
 from scripts.adapter import verify_adapter
-from scripts.container.nodes import ALONE, Node, node_of
+from scripts.container.nodes import ALONE, Node, network_variables, node_of
 from scripts.container.supervisor import end_leftovers
 from scripts.errors import InputError
 from scripts.models import making_commands
@@ -46,6 +46,13 @@ def test_a_machine_reads_its_place_among_the_nodes() -> None:
     assert ALONE.words(1)[:6] == ["--nnodes", "1", "--node_rank", "0", "--master_addr", "127.0.0.1"]
 
 
+def test_gloo_and_nccl_are_told_the_interface_that_leads_to_node_0() -> None:
+    here = {"NODES": "2", "MASTER_ADDR": "127.0.0.1"}
+    assert network_variables(here) == dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
+    assert network_variables(here | {"NCCL_SOCKET_IFNAME": "eth1"})["NCCL_SOCKET_IFNAME"] == "eth1"
+    assert network_variables(here | {"MASTER_ADDR": "no.such.host.invalid"}) == network_variables({}) == {}
+
+
 @pytest.mark.parametrize(
     ("odd", "sentence"),
     [
@@ -61,17 +68,47 @@ def test_a_place_that_cannot_be_is_refused(odd: dict[str, str], sentence: str) -
     assert sentence.partition("; ")[2] in str(refused.value)
 
 
-def five_free_ports() -> int:
-    """A port below those that the kernel hands out, with five behind it that nobody listens on."""
-    while True:
-        first = random.randrange(15_000, 30_000, 10)
-        try:
-            for port in range(first + 1, first + 6):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
+@dataclass(frozen=True)
+class Host:
+    """A host of its own on this machine: a network namespace, joined to another by a cable."""
+
+    name: str
+    address: str
+
+    def kill(self) -> None:
+        """Everything that runs there ends at once, as it does when the host loses its power."""
+        said = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
+        for pid in said.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """Two of them; each sees only itself and the other."""
+    number, net = os.getpid(), f"10.213.{os.getpid() % 250}"
+    made = Host(f"lorry-{number}-0", f"{net}.1"), Host(f"lorry-{number}-1", f"{net}.2")
+    tried = shutil.which("ip") and subprocess.run(
+        ["ip", "netns", "add", made[0].name], capture_output=True, check=False
+    )
+    if not tried or tried.returncode:
+        pytest.skip("network namespaces cannot be made here: that takes root and `ip netns`")
+    try:
+        ip("netns", "add", made[1].name)
+        ip("link", "add", "cable", "netns", made[0].name, "type", "veth", "peer", "cable", "netns", made[1].name)
+        for host in made:
+            ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "cable")
+            for link in ("lo", "cable"):
+                ip("-n", host.name, "link", "set", link, "up")
+        yield made
+    finally:
+        for host in made:
+            host.kill()
+            ip("netns", "delete", host.name)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -126,17 +163,18 @@ def test_why_a_following_node_failed_is_said_by_the_job(
 
 
 class Nodes:
-    """The hands on two containers of one job."""
+    """The hands on two containers of one job, each on its own host."""
 
-    def __init__(self, job: Job, disks: Path, models: Path) -> None:
-        self.job, self._disks, self._models, self._port = job, disks, models, five_free_ports()
+    def __init__(self, job: Job, disks: Path, models: Path, hosts: tuple[Host, Host]) -> None:
+        self.job, self._disks, self._models, self._hosts = job, disks, models, hosts
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, rank: int, disk: str) -> subprocess.Popen[bytes]:
         """The container of that node, as its provider would start it."""
-        place = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._port)}
+        place = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": self._hosts[0].address}
         environment = self.job.environment | place | {"LORRY_MODELS": str(self._disks / disk / "models")}
-        command = [sys.executable, "-m", "scripts.container", "--store", self.job.store.url]
+        command = ["ip", "netns", "exec", self._hosts[rank].name, sys.executable, "-m", "scripts.container"]
+        command += ["--store", self.job.store.url]
         command += ["--job", self.job.spec.job_id, *(["--work", str(self._disks / disk)] if rank else [])]
         shutil.copytree(self._models, self._disks / disk / "models")
         with (self._disks / f"{disk}.log").open("w") as log:
@@ -166,8 +204,8 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_nodes(tmp_path: Path, staged: Path) -> Any:
-    """make_nodes("smoke/zero3", max_steps=6): the job of a shipped recipe, one CPU process on each of two nodes."""
+def make_nodes(tmp_path: Path, staged: Path, hosts: tuple[Host, Host]) -> Any:
+    """make_nodes("smoke/zero3", max_steps=6): the job of a shipped recipe, one CPU process on each of two hosts."""
     made: list[Nodes] = []
 
     def make(name: str, **training: Any) -> Nodes:
@@ -188,7 +226,7 @@ def make_nodes(tmp_path: Path, staged: Path) -> Any:
         (tmp_path / "data").rename(folder / "data")
         (folder / "launch.json").write_text(spec.model_dump_json())
         job = Job(store, folder, {**os.environ}, spec, folder / "data", "scripts.container")
-        made.append(Nodes(job, tmp_path, staged))
+        made.append(Nodes(job, tmp_path, staged, hosts))
         return made[-1]
 
     yield make
@@ -198,14 +236,17 @@ def make_nodes(tmp_path: Path, staged: Path) -> Any:
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
-def test_a_node_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_resumes(make_nodes: Any) -> None:
+def test_a_host_killed_under_zero3_comes_back_with_an_empty_disk_and_the_run_resumes(
+    make_nodes: Any, hosts: tuple[Host, Host]
+) -> None:
     nodes = make_nodes("smoke/zero3", max_steps=8, checkpoint_steps=2)
     job = nodes.job
     leader, follower = nodes.start(0, "node-0"), nodes.start(1, "node-1")
     job.wait(lambda: (s := job.files().status) and s.step >= 3)
     before = job.files().container
     assert before is not None
-    follower.send_signal(signal.SIGKILL)
+    hosts[1].kill()
+    assert follower.wait() == -signal.SIGKILL
     job.wait(lambda: (c := job.files().container) and len(c.attempts) > len(before.attempts))
     back = nodes.start(1, "node-1-again")
     assert (nodes.wait_for(leader), nodes.wait_for(back)) == (0, 0), job.log()

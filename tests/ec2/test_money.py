@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from scripts.launch import launch
 from scripts.reap import World, judge, look, reap
 from scripts.store import open_store
 from scripts.tick import Hands, Room, tick
+from scripts.watch import watch
 from tests.ec2.conftest import ec2_spec
-from tests.ec2.local_ec2 import Account
+from tests.ec2.local_ec2 import Account, Fault
 from tests.ec2.test_submit import DOOR
 from tests.runpod.conftest import data_in
 
@@ -80,6 +82,32 @@ def test_a_machine_taken_back_is_replaced_and_both_are_settled_by_their_lifetime
     assert settlement is not None
     assert settlement.machines == {first: pytest.approx(1.5), second: pytest.approx(0.5)}
     assert settlement.usd == pytest.approx(place.account.total(), abs=1e-4)
+
+
+def test_who_watches_asks_for_another_machine_too_and_hears_what_machines_print(place: Place) -> None:
+    first, out = place.launch(), io.StringIO()
+    place.clock.jump(MINUTE)
+    place.says()
+    place.account.end(first, "Server.SpotInstanceTermination")
+    place.account.faults.append(Fault("run_instances", "InsufficientInstanceCapacity", times=2))  # both zones, once
+
+    def sleep(seconds: float) -> None:
+        place.clock.jump(seconds)
+        place.account.advance()
+        if len(place.account.machines) == 2:
+            place.says(stage="done", ended="failed", cause="out_of_memory", sentence="a GPU ran out of memory")
+
+    state = watch(place.store, "job-1", place.backend, out, logs=True, now=place.clock.now, sleep=sleep)
+    assert (state.state, state.sentence) == ("failed", "a GPU ran out of memory")
+    said, taken = (
+        out.getvalue().splitlines(),
+        "its machine was taken back; asking for another, to go on from the newest",
+    )
+    assert sum(line.startswith(taken) for line in said) == 2
+    assert any("InsufficientInstanceCapacity" in line for line in said)
+    (second,) = place.account.alive()
+    assert f"  | {first}: hello" in said
+    assert f"  | {second}: from a machine" in said
 
 
 def test_a_job_that_is_past_its_cap_is_not_launched_again(place: Place) -> None:

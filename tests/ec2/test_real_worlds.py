@@ -94,13 +94,12 @@ class RealEc2(Hardware):
     def start(self, machine: Machine) -> None:
         instance = machine.row["InstanceId"]
         self.metadata.notice = False
-        models = self.folder / instance / "nvme" / "models"
-        shutil.copytree(self.model, models / self.model.name)
         self.booted[instance] = self.boot(instance)
+        shutil.copytree(self.model, self.folder / instance / "nvme" / "models" / self.model.name)
 
     def pass_time(self, seconds: float) -> None:
         """What happens meanwhile, in the thread of who waits."""
-        time.sleep(seconds)
+        time.sleep(min(seconds, 0.5))
         self.account.advance()
         assert len(self.account.alive()) <= 1
         for instance in self.account.alive():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
 from scripts.terraform import Terraform, TerraformError
+from tests.infra.conftest import REPOSITORY
 
 ROOT = """
 variable "word" {
@@ -110,3 +115,44 @@ def test_validate_names_the_place(tmp_path, base_env):
     (tmp_path / "main.tf").write_text('output "x" {\n value = var.nothing\n}\n')
     with pytest.raises(TerraformError, match="Reference to undeclared input variable"):
         Terraform(tmp_path, base_env).validate()
+
+
+SAVING = """#!{python}
+import signal, sys, time
+def stop(*_):
+    for n in range(3):  # a write to an output that nobody holds open ends it here
+        print('{{"type": "log", "@message": "saving"}}', flush=True)
+        time.sleep(0.3)
+    open("saved", "w").close()
+    sys.exit(1)
+signal.signal(signal.SIGINT, stop)
+print('{{"type": "log", "@message": "creating"}}', flush=True)
+time.sleep(100)
+"""
+DRIVER = """
+import os, pathlib, sys
+from scripts.terraform import Terraform
+def on_event(event):
+    print(event["@message"], flush=True)
+    {deed}
+Terraform(pathlib.Path.cwd(), dict(os.environ)).apply(on_event=on_event)
+"""
+
+
+@pytest.mark.parametrize("deed", ["raise BrokenPipeError", "pass"])
+def test_terraform_saves_its_state_although_nobody_listens_or_somebody_is_impatient(tmp_path, deed):
+    """A listener that is gone, and Ctrl-C twice."""
+    (tmp_path / "terraform").write_text(SAVING.format(python=sys.executable))
+    (tmp_path / "terraform").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(deed=deed)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "creating\n"
+    if deed == "pass":
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "saving\n"
+        child.send_signal(signal.SIGINT)
+    child.stdout.read()
+    assert child.wait(60) != 0
+    assert (tmp_path / "saved").exists()

@@ -324,8 +324,7 @@ class World:
 
     def look(self) -> None:
         """What must hold at every moment."""
-        pods = self.runpod.account.held["pods"].values()
-        alive = [pod["id"] for pod in pods if pod["life"][0] in ("PROVISIONING", "STARTING", "RUNNING")]
+        alive = self.alive()
         if len(alive) > 1:
             self.found.append(f"{len(alive)} Pods at once")
         self.look_at_the_adapter()
@@ -419,8 +418,13 @@ class World:
         self.runpod.faults.clear()
         return RunpodPodBackend({"RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": self.runpod.url})
 
+    def alive(self) -> list[str]:
+        """Pods that cost; one that has exited is for a person to look at, and the reaper leaves it."""
+        pods = self.runpod.account.held["pods"].values()
+        return [pod["id"] for pod in pods if pod["life"][0] in ("PROVISIONING", "STARTING", "RUNNING")]
+
     def machines_left(self) -> bool:
-        return bool(self.runpod.account.held["pods"])
+        return bool(self.alive())
 
     def broke_ledger(self) -> bool:
         """Whether the Pods that the job knows of do not make up the whole bill."""

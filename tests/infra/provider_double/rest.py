@@ -31,7 +31,7 @@ class Api:
             headers={"authorization": f"Bearer {self.key}", "content-type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
+            with urllib.request.urlopen(request, timeout=600) as reply:
                 status, raw = reply.status, reply.read()
         except urllib.error.HTTPError as refused:
             status, raw = refused.code, refused.read()
