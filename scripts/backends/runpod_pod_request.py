@@ -143,7 +143,13 @@ def _problems(spec: LaunchSpec, settings: PodSettings, image: str) -> list[Probl
     if offer is None or offer.backend != "runpod_pod":
         found.append(Problem("offer", f"{spec.offer} is no offer of runpod_pod", "plan the recipe for runpod_pod"))
     if spec.nodes != 1:
-        found.append(Problem("hardware.nodes", f"{spec.nodes} on runpod_pod", "1: a job is one Pod"))
+        found.append(
+            Problem(
+                "hardware.nodes",
+                f"{spec.nodes} on runpod_pod",
+                "1: a job is one Pod; ec2 and sagemaker take several nodes",
+            )
+        )
     if not _DIGEST.fullmatch(image):
         want = "LORRY_IMAGE: registry/name@sha256:..., since a tag may mean another image on each host"
         found.append(Problem("image", repr(image[:120]) if image else "not set", want))

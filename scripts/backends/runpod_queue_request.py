@@ -86,7 +86,13 @@ def _problems(spec: LaunchSpec, endpoint_id: str) -> list[Problem]:
     if offer is None or offer.backend != "runpod_queue":
         found.append(Problem("offer", f"{spec.offer} is no offer of runpod_queue", "plan the recipe for runpod_queue"))
     if spec.nodes != 1:
-        found.append(Problem("hardware.nodes", f"{spec.nodes} on runpod_queue", "1: a queue job is one worker"))
+        found.append(
+            Problem(
+                "hardware.nodes",
+                f"{spec.nodes} on runpod_queue",
+                "1: a queue job is one worker; ec2 and sagemaker take several nodes",
+            )
+        )
     if not endpoint_id:
         found.append(Problem(VARIABLE, "not set", "the training endpoint: `lorry env infra/live/dev/runpod` names it"))
     if spec.deadline_seconds + SPARE_SECONDS > LONGEST_SECONDS:

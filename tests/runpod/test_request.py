@@ -88,7 +88,11 @@ def test_the_count_is_always_sent_and_the_command_is_one_string_for_a_shell_lexe
             "image: 'registry.example/trainer:latest'; LORRY_IMAGE",
         ),
         ({}, {"LORRY_IMAGE": ""}, "image: not set; LORRY_IMAGE: registry/name@sha256:"),
-        ({"nodes": 2}, {}, "hardware.nodes: 2 on runpod_pod; 1: a job is one Pod"),
+        (
+            {"nodes": 2},
+            {},
+            "hardware.nodes: 2 on runpod_pod; 1: a job is one Pod; ec2 and sagemaker take several nodes",
+        ),
         ({"offer": "local-2"}, {}, "offer: local-2 is no offer of runpod_pod"),
         ({}, {"LORRY_POD_SECRETS": "", "LORRY_TOKEN_SECRET": ""}, "a Pod would have no key for s3://a-bucket"),
         (
