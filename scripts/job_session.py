@@ -35,7 +35,14 @@ def job_session(role: str, policy: str, job_url: str, seconds: int, sts: Any = N
         name = found[2].rpartition("/")[2][:64]
         given = sts.assume_role(RoleArn=role, RoleSessionName=name, Policy=narrowed, DurationSeconds=seconds)
     except (BotoCoreError, ClientError) as error:
-        kind = error.response["Error"].get("Code", "") if isinstance(error, ClientError) else type(error).__name__
+        said = error.response["Error"] if isinstance(error, ClientError) else {}
+        if "DurationSeconds exceeds" in said.get("Message", ""):  # 1 hour where a role takes a role
+            got = (
+                f"AWS gives this caller no session of {seconds / 3600:g} hours: a role that takes a role gets one hour"
+            )
+            want = "launch with keys of an IAM user, or through a front door, which renews them; or plan at most 1 hour"
+            raise Refused(Problem("credentials", got, want)) from None
+        kind = said.get("Code", "") if said else type(error).__name__
         raise ProviderError(Problem("credentials", f"AWS refused the session ({kind})", "try again")) from None
     keys: Mapping[str, Any] = given["Credentials"]
     return keys

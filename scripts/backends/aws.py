@@ -88,6 +88,7 @@ def aws_client(service: str, region: str | None = None) -> Any:
 def ask(client: Any, action: str, **arguments: Any) -> dict[str, Any]:
     """The answer to one request. Raises AwsError."""
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.parsers import ResponseParserError
 
     where = f"AWS {client.meta.service_model.service_name} {action}"
     try:
@@ -100,7 +101,7 @@ def ask(client: Any, action: str, **arguments: Any) -> dict[str, Any]:
             code in _UNCERTAIN or int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
         )
         raise AwsError(Problem(where, f"{code}: {_line(said.get('Message', ''))}", step), code, maybe_done) from None
-    except HTTPClientError as error:  # sent or not, nobody knows
+    except (HTTPClientError, ResponseParserError) as error:  # sent or not, nobody knows
         raise AwsError(Problem(where, f"no answer ({_line(error)})", "try it again"), "NoAnswer", True) from None
     except BotoCoreError as error:
         raise AwsError(Problem(where, _line(error), _SIGN_IN), type(error).__name__, False) from None

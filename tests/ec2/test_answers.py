@@ -1,0 +1,66 @@
+"""Answers of AWS that no mock gives, over real HTTP: a page in place of XML, and a session that a role may not have."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
+import pytest
+
+from scripts.backends.aws import AwsError, ask
+from scripts.errors import Refused
+from scripts.job_session import job_session
+
+CHAINED = (
+    "<ErrorResponse><Error><Type>Sender</Type><Code>ValidationError</Code><Message>The requested DurationSeconds "
+    "exceeds the 1 hour session limit for roles assumed by role chaining</Message></Error></ErrorResponse>"
+)
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[[str, int, str], Any]]:
+    """client("ec2", 200, "<html>"): one to which every request is answered so."""
+    answer: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(answer["status"])
+            self.send_header("Content-Length", str(len(answer["body"])))
+            self.end_headers()
+            self.wfile.write(answer["body"])
+
+        def log_message(self, *words: Any) -> None:
+            """Nothing: a test says what it needs."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def make(service: str, status: int, body: str) -> Any:
+        answer.update(status=status, body=body.encode())
+        keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+        return boto3.client(service, endpoint_url=f"http://127.0.0.1:{server.server_port}", **keys)
+
+    yield make
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_page_in_place_of_an_answer_is_an_answer_that_was_lost(client: Callable[[str, int, str], Any]) -> None:
+    with pytest.raises(AwsError) as caught:
+        ask(client("ec2", 200, "<html>maintenance<br>"), "describe_instances")
+    assert caught.value.maybe_done
+    assert str(caught.value).startswith("AWS ec2 describe_instances: no answer (")
+
+
+def test_a_role_that_takes_a_role_hears_of_its_one_hour(client: Callable[[str, int, str], Any]) -> None:
+    role = "arn:aws:iam::123456789012:role/lorry-trainer"
+    with pytest.raises(Refused) as caught:
+        job_session(role, "{}", "s3://bucket/jobs/job-1", 43200, client("sts", 400, CHAINED))
+    assert str(caught.value) == (
+        "credentials: AWS gives this caller no session of 12 hours: a role that takes a role gets one hour; launch "
+        "with keys of an IAM user, or through a front door, which renews them; or plan at most 1 hour"
+    )
