@@ -25,6 +25,7 @@ from scripts.backends.sagemaker_request import (
     training_request,
 )
 from scripts.errors import Conflict, Problem, ProviderError, Refused
+from scripts.forgotten import MONTH_HOURS, Forgotten
 from scripts.job_folder import JobFiles
 from scripts.store import Store
 
@@ -44,6 +45,7 @@ _GRACE_SECONDS = 600.0
 "What the platform may take beyond its own limit: 120 s to end the container, and the upload."
 _LOG_PAGE = 10_000
 _LOOK = "`lorry doctor` with the AWS room says what is missing"
+_COLD = "KeepAlivePeriodInSeconds=0"
 _NO_SUCH = ("ValidationException", "ResourceNotFound")
 
 
@@ -131,10 +133,22 @@ class SageMakerBackend:
         """Training jobs that have not ended, with a name that follows from our job and store in their environment."""
         found = []
         for status in ("InProgress", "Stopping"):
-            for name in self._names(self._settings.prefix, status):
+            for name in self._names(StatusEquals=status):
                 job = self._describe(name)
                 if job is not None and job["TrainingJobStatus"] not in ENDED and (mine := self._owned(job)) is not None:
                     found.append(mine)
+        return found
+
+    def forgotten(self) -> list[Forgotten]:
+        """Machines that are kept warm for a next job, which are billed although nothing runs: reported, never ended."""
+        found = []
+        for name in self._names(WarmPoolStatusEquals="Available"):
+            job = self._describe(name)
+            if job is not None and self._is_ours(job):
+                seconds = (job.get("ResourceConfig") or {}).get("KeepAlivePeriodInSeconds") or 0
+                said = f"its machine is kept warm, and billed, for {seconds / 60:.0f} minutes after its end; to end it:"
+                said += f" `aws sagemaker update-training-job --training-job-name {name} --resource-config {_COLD}`"
+                found.append(Forgotten(f"training job {name}", said, _hourly_usd(job) * MONTH_HOURS))
         return found
 
     def charges(self, store: Store, files: JobFiles) -> Charges | None:
@@ -186,15 +200,15 @@ class SageMakerBackend:
                 return None
             raise
 
-    def _names(self, prefix: str, status: str) -> Iterator[str]:
-        client = self._client("sagemaker")
-        more: dict[str, str] = {}
+    def _names(self, **wanted: str) -> Iterator[str]:
+        """Names of training jobs with the prefix of this room, of one status."""
+        given: Json = {"NameContains": self._settings.prefix, "MaxResults": 100, **wanted}
         while True:
-            page = ask(client, "list_training_jobs", NameContains=prefix, StatusEquals=status, MaxResults=100, **more)
+            page = ask(self._client("sagemaker"), "list_training_jobs", **given)
             yield from (row["TrainingJobName"] for row in page["TrainingJobSummaries"])
             if not page.get("NextToken"):
                 return
-            more = {"NextToken": page["NextToken"]}
+            given["NextToken"] = page["NextToken"]
 
     def _handle(self, name: str, number: int) -> dict[str, Any]:
         return {"training_job": name, "name": name, "number": number, "prefix": self._settings.prefix}
@@ -202,12 +216,17 @@ class SageMakerBackend:
     def _prefix_of(self, handle: Handle) -> str:
         return str(handle.get("prefix") or self._settings.prefix)
 
-    def _owned(self, job: Json) -> Owned | None:
-        env = job.get("Environment") or {}
-        name, job_id, store = job["TrainingJobName"], str(env.get("LORRY_JOB", "")), str(env.get("LORRY_STORE", ""))
+    def _is_ours(self, job: Json) -> bool:
+        env, name = job.get("Environment") or {}, str(job["TrainingJobName"])
+        job_id, store = str(env.get("LORRY_JOB", "")), str(env.get("LORRY_STORE", ""))
         first = training_job_name(self._settings.prefix, job_id, store, 1)
-        if not job_id or (name != first and not name.startswith(f"{first}-")):
+        return bool(job_id) and (name == first or name.startswith(f"{first}-"))
+
+    def _owned(self, job: Json) -> Owned | None:
+        if not self._is_ours(job):
             return None
+        env, name = job["Environment"], job["TrainingJobName"]
+        job_id, store = str(env["LORRY_JOB"]), str(env.get("LORRY_STORE", ""))
         handle = {"training_job": name, "name": machine_name(job_id), "store": store, "deadline": _deadline(job)}
         phase = phase_of(job["TrainingJobStatus"], str(job.get("SecondaryStatus", "")))
         started = job["TrainingStartTime"].timestamp() if job.get("TrainingStartTime") else None

@@ -99,6 +99,16 @@ class Job:
     def is_spot(self) -> bool:
         return bool(self.body.get("EnableManagedSpotTraining"))
 
+    @property
+    def keep_alive_seconds(self) -> float:
+        return float(self.body["ResourceConfig"].get("KeepAlivePeriodInSeconds") or 0)
+
+    def warm_seconds(self, now: float) -> float | None:
+        """For how long its machine was kept after its end; None where it is not to be kept."""
+        if self.status != "Completed" or self.ended_at is None or not self.keep_alive_seconds:
+            return None
+        return min(now - self.ended_at, self.keep_alive_seconds)
+
     def used(self, now: float) -> float:
         """Seconds of machine time so far."""
         return self.on_seconds + (now - self.on_since if self.on_since is not None else 0.0)
@@ -197,6 +207,11 @@ class SageMaker:
             shown["BillableTimeInSeconds"] = int(used * SPOT_SHARE if job.is_spot else used)
         if job.ended_at is not None:
             shown["TrainingEndTime"] = job.ended_at
+        if (warm := job.warm_seconds(now)) is not None:
+            shown["WarmPoolStatus"] = {
+                "Status": self._warmth(job) or "Terminated",
+                "ResourceRetainedBillableTimeInSeconds": int(warm),
+            }
         if job.failure:
             shown["FailureReason"] = job.failure[:1024]
         return shown
@@ -220,7 +235,9 @@ class SageMaker:
                 "TrainingJobStatus": job.status,
             }
             for job in sorted(self.jobs.values(), key=lambda job: -job.created_at)
-            if body.get("NameContains", "") in job.name and body.get("StatusEquals") in (None, job.status)
+            if body.get("NameContains", "") in job.name
+            and body.get("StatusEquals") in (None, job.status)
+            and body.get("WarmPoolStatusEquals") in (None, self._warmth(job))
         ]
         start, most = int(body.get("NextToken") or 0), int(body.get("MaxResults") or 10)
         page: Json = {"TrainingJobSummaries": found[start : start + most]}
@@ -242,6 +259,10 @@ class SageMaker:
         page = lines[start : start + 2]
         events = [{"timestamp": int(at * 1000), "message": line, "ingestionTime": int(at * 1000)} for at, line in page]
         return {"events": events, "nextForwardToken": f"f/{start + len(page)}", "nextBackwardToken": "b/0"}
+
+    def _warmth(self, job: Job) -> str | None:
+        warm = job.warm_seconds(self.clock.now())
+        return "Available" if warm is not None and warm < job.keep_alive_seconds else None
 
     def _job(self, body: Json) -> Job:
         if body["TrainingJobName"] not in self.jobs:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 import pytest
 
 from scripts.adapter import verify_adapter
+from scripts.cli import main
 from scripts.cost import settle
 from scripts.pull import pull
 from scripts.state import job_state
 from scripts.stop import stop_job
 from scripts.watch import watch
-from tests.sagemaker.conftest import KEYS, Room
-from tests.sagemaker.fake_sagemaker import SPOT_SHARE, Fault, Mishap
+from tests.sagemaker.conftest import KEYS, SETTINGS, Room
+from tests.sagemaker.fake_sagemaker import SPOT_SHARE, Fault, Mishap, Pace
 
 MakeRoom = Callable[..., Room]
 
@@ -55,6 +56,30 @@ def test_a_job_is_asked_for_once_trained_followed_and_settled_by_its_billed_seco
     settlement = settle(room.store, room.files(), state, room.backend.charges, time.time())
     assert settlement is not None
     assert (settlement.usd, settlement.source, settlement.is_final) == (3.956, "bill", True)  # 1800 s of 7.912 an hour
+
+
+def test_a_machine_that_is_kept_warm_is_reported_until_it_is_cold(
+    make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"LORRY_SAGEMAKER_WARM_MINUTES": "3"}
+    room = make_room(settings=settings)
+    room.account.pace = Pace(launching=1e9)
+    room.spec = room.spec.model_copy(update={"cap_usd": 0.5})
+    job = room.account.jobs[room.launch().handle["training_job"]]
+    assert room.backend.forgotten() == []
+    job.status, job.ended_at = "Completed", room.account.clock.now()
+    for name, value in {**SETTINGS, **settings, "LORRY_STORE": room.store.url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    assert main(["reap", "--yes", "--json"]) == 0
+    (seen,) = json.loads(capsys.readouterr().out)["decisions"]
+    assert (seen["action"], seen["name"]) == ("report", f"training job {job.name}")
+    assert seen["reason"].startswith(
+        "its machine is kept warm, and billed, for 3 minutes after its end; to end it: `aws"
+    )
+    assert seen["usd_per_month"] == pytest.approx(7.912 * 730)
+    room.account.clock.jump(181.0)
+    assert room.backend.forgotten() == []
 
 
 @pytest.mark.slow
