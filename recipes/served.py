@@ -22,6 +22,8 @@ class ServedFamily(Fact):
 
     modules: Names
     "Last names of modules that may carry LoRA, outside the routed experts."
+    ignored: Names = ()
+    "Last names of modules whose LoRA it loads and never applies."
     experts: Literal["none", "one_by_one", "fused"]
     "How adapters of routed experts lie in the file."
 

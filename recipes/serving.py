@@ -25,7 +25,8 @@ class Place(Record):
     "URL of the folder that adapters are copied to: file:///... or s3://bucket/prefix."
     mounted: str
     "The same folder as the server's machine sees it."
-    form: Literal["peft", "vllm"] = "vllm"
+    form: Literal["peft", "vllm", "shared"] = "vllm"
+    "As the server reads adapters of experts. shared: it runs with --enable-moe-shared-loras."
     max_lora_rank: int = 16
     base_sha256: str | None = None
     "The base's files, as the first adapter published here was trained on them; another revision is refused."

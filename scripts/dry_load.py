@@ -96,6 +96,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 _CURES = {
+    "would be ignored, loaded or not": "serve it merged (`lorry merge`), or train the other targets alone",
     "would be ignored": "export it with `lorry export --for vllm`",
     "would be refused": "export it with `lorry export --for vllm`",
 }
@@ -203,6 +204,8 @@ def _fault(
         if int(expert["expert"]) >= shape.experts:
             return "would be ignored: the model has no such expert"
         rest = f"mlp.experts.*.{expert['projection']}"
+    elif rest.rpartition(".")[2] in served.ignored:
+        return "would be ignored, loaded or not: vLLM computes this module without LoRA"  # served.yaml says why
     elif rest.rpartition(".")[2] not in served.modules:
         return "would be refused: vLLM knows no such module"
     if rest not in sizes or not _in_layer(rest, int(at["layer"]), shape):
@@ -238,7 +241,9 @@ def _sizes(shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def _in_layer(rest: str, layer: int, shape: Shape) -> bool:
-    """Every so many layers the hybrids have softmax attention, the others linear attention."""
+    """Every so many layers the hybrids have softmax attention, the others linear attention; the first may be dense."""
+    if shape.experts and rest.startswith("mlp."):
+        return rest.startswith(("mlp.experts.", "mlp.shared_expert")) == (layer >= shape.dense_layers)
     is_attention = (layer + 1) % (shape.layers // shape.attention_layers) == 0
     return is_attention if rest.startswith("self_attn.") else not (is_attention and rest.startswith("linear_attn."))
 

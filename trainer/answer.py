@@ -24,7 +24,7 @@ from recipes.catalog import BaseModelFacts, Family, load_catalog
 from trainer.adapter import consumed_tensors, quiet_transformers
 from trainer.base_files import loading, refuse_incomplete
 from trainer.data import ChatTokens
-from trainer.experts.layouts import from_vllm, to_peft
+from trainer.experts.layouts import from_shared, from_vllm, to_peft
 from trainer.export import CONFIG, WEIGHTS
 
 Json = dict[str, Any]
@@ -45,7 +45,7 @@ class Answers:
         self._attached: str | None = None
 
     def load(self, name: str, path: str) -> Json:
-        """Attaches the adapter, in PEFT's layout or vLLM's, every tensor accounted for. Raises ValueError."""
+        """Attaches the adapter, in PEFT's layout or one of vLLM's, every tensor accounted for. Raises ValueError."""
         self._detach()
         self._attach(Path(path))
         self._paths[name], self._attached = Path(path), name
@@ -124,7 +124,7 @@ class Answers:
 
 
 def as_peft(path: Path, scratch: Path) -> Path:
-    """The folder of an adapter in PEFT's layout: itself, or what it holds in vLLM's layout written anew in `scratch`.
+    """The folder of an adapter in PEFT's layout: itself, or the same written anew in `scratch` where vLLM's is found.
 
     Raises ValueError for an adapter of a base model nobody knows.
     """
@@ -144,7 +144,7 @@ def as_peft(path: Path, scratch: Path) -> Path:
 
 
 def _fused(tensors: Json, facts: BaseModelFacts) -> Json:
-    layers = from_vllm(tensors, facts.shape.experts) if facts.shape.experts else {}
+    layers = from_vllm(tensors, facts.shape.experts) | from_shared(tensors) if facts.shape.experts else {}
     return {key: t for key, t in tensors.items() if ".mlp.experts." not in key} | to_peft(layers)
 
 

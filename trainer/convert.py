@@ -36,8 +36,6 @@ def convert(adapter: Path, to: Path, form: str = "vllm") -> int:
         )
     tensors = load_file(adapter / WEIGHTS)
     layers = from_peft(tensors, facts.shape.experts) if facts.shape.experts else {}
-    if form == "shared" and not layers:
-        raise ValueError("the adapter has no routed experts; export it for vllm")
     fused = {f"{PREFIX}{name}.{key}.weight" for name in layers for key in PEFT_KEYS}
     written = {name: tensor for name, tensor in tensors.items() if name not in fused} | FORMS[form](layers)
     temporary = to.with_name(f".{to.name}.tmp")

@@ -40,7 +40,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", metavar="ID", help=first + "a Runpod serverless endpoint; it has its own URL")
     parser.add_argument("--adapters", metavar="URL", help=first + "the folder its adapters are copied to")
     parser.add_argument("--mounted", metavar="PATH", help=first + "that folder as the server sees it")
-    parser.add_argument("--form", choices=["vllm", "peft"], help=first + "how adapters are laid out there (vllm)")
+    layouts = "how it reads adapters (vllm); shared: started with --enable-moe-shared-loras"
+    parser.add_argument("--form", choices=["vllm", "shared", "peft"], help=first + layouts)
     parser.add_argument("--max-lora-rank", type=int, metavar="N", help=first + "as the server was started (16)")
     parser.add_argument("--expert-gib", type=float, metavar="GIB", help=first + "GPU memory left for LoRA of experts")
     parser.add_argument("--canary", type=float, metavar="PERCENT", help="prove it, but for a share of users alone")

@@ -185,6 +185,7 @@ def _carry(desk: Desk, job_id: str, place: Place, offer: Offer) -> None:
         max_lora_rank=offer.max_lora_rank or place.max_lora_rank,
         max_loras=offer.max_loras,
         mixed_expert_formats=place.form == "peft",  # the local server reads fused experts, as PEFT does
+        shared_experts=place.form == "shared",
         expert_gib=place.expert_gib or offer.gpu_gib,
     )
     with tempfile.TemporaryDirectory(prefix="lorry-serve-") as temporary:

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 import uvicorn
 
-from scripts.errors import NotFound, Problem, ProviderError
+from scripts.dry_load import tensor_shapes
+from scripts.errors import InputError, NotFound, Problem, ProviderError
 from scripts.serving.local_server import Asked, LocalServer, create_server
 
 Fault = Literal["", "ignores", "half", "crashes", "early", "flaky"]
 EARLY = 3
+WEIGHTS = "adapter_model.safetensors"
 
 
 class FakeVllm(LocalServer):
@@ -27,6 +29,8 @@ class FakeVllm(LocalServer):
         self.fault: Fault = ""
         self.victims: set[str] = set()
         self.dead = False
+        self.shares_experts = False
+        "Started with --enable-moe-shared-loras: it takes no other experts then, and shared ones only then."
         self.asked: list[str] = []
         self._scratch = scratch
         self._lock = threading.Lock()
@@ -43,6 +47,9 @@ class FakeVllm(LocalServer):
     def load(self, body: dict[str, Any]) -> dict[str, Any]:
         self._require_alive()
         name = body["lora_name"]
+        is_shared = [".w1." in key for key in tensor_shapes(Path(body["lora_path"], WEIGHTS)) if ".mlp.experts." in key]
+        if is_shared and any(is_shared) != self.shares_experts:
+            raise InputError(Problem("lora_path", "experts are laid out otherwise", "the layout the server runs with"))
         if self._hit(name, "half"):
             body = body | {"lora_path": str(self._halved(Path(body["lora_path"])))}
         self._early[name] = EARLY if self._hit(name, "early") else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -17,11 +18,12 @@ import yaml
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec, read_record
-from recipes.recipe import Recipe
+from recipes.recipe import Adapter, Recipe
 from recipes.served import served_families
 from scripts.dry_load import Server, dry_load, expert_buffer_gib
 from scripts.errors import InputError, Refused
 from scripts.foreign_recipes import foreign_files
+from scripts.plan.parameters import targeted
 from scripts.store.base import sha256_of
 from trainer.convert import convert
 
@@ -174,6 +176,16 @@ def test_memory_of_expert_buffers_on_the_80b_is_the_known_number(rank: int, gb: 
     assert expert_buffer_gib(shape, rank) * 2**30 / 1e9 == pytest.approx(gb, abs=0.05)
 
 
+def test_the_serving_module_starts_with_as_many_adapters_as_fit_beside_the_80b() -> None:
+    """One H200 has 141 GB: the 80B's 163 GB need two, and leave some 100 for buffers, cache and graphs."""
+    text = (Path(__file__).parents[2] / "infra/modules/runpod-serving/variables.tf").read_text()
+    defaults = [int(number) for number in re.findall(r"(?:active|max_rank) += optional\(number, (\d+)\)", text)]
+    active, rank = defaults
+    shape = load_catalog().models["Qwen/Qwen3-Next-80B-A3B-Instruct"].shape
+    assert f"{active} x rank {rank} are {expert_buffer_gib(shape, rank, active):.0f} GiB" in text
+    assert f"4 x rank 64 would be {expert_buffer_gib(shape, 64, 4):.0f}" in text
+
+
 def test_too_little_memory_for_expert_buffers_is_refused_with_the_number(adapter: Path) -> None:
     (problem,) = dry_load(adapter, BASE, Server(expert_gib=0.001, max_loras=4, max_lora_rank=16))
     assert "4 x rank 16 takes" in problem.got
@@ -182,9 +194,61 @@ def test_too_little_memory_for_expert_buffers_is_refused_with_the_number(adapter
 
 def test_every_family_of_the_catalog_is_in_the_table_of_served_ones() -> None:
     families = {family.model_type for family in load_catalog().families.values()}
-    # In vLLM's code; their adapters are refused for vLLM until then.
-    not_read_yet = {"glm4_moe", "deepseek_v3", "gpt_oss"}
+    not_read_yet = {"gpt_oss"}  # in vLLM's code; its adapters are refused for vLLM until then
     assert families - set(served_families()) == not_read_yet
+
+
+def _header_of(folder: Path, base: str, targets: list[str], rank: int = 8) -> None:
+    """The names and shapes of an adapter of a large model as `--for vllm` writes them, and no numbers."""
+    model = load_catalog().models[base]
+    shape, family = model.shape, load_catalog().family_of(base)
+    header: dict[str, Any] = {}
+    for matrix in targeted(shape, family, Adapter.model_validate({"rank": rank, "alpha": rank, "targets": targets})):
+        name = matrix.name.removesuffix(".weight")
+        sides = {"A": [rank, matrix.inputs], "B": [matrix.outputs, rank]}
+        if matrix.is_expert:  # two experts stand for all
+            halves = ("gate_proj", "up_proj") if name.endswith("gate_up_proj") else ("down_proj",)
+            names = [f"mlp.experts.{e}.{half}" for e in (0, shape.experts - 1) for half in halves]
+            sides["B"] = [matrix.outputs // len(halves), rank]
+        else:
+            names = [name if name.startswith("mlp.") else f"self_attn.{name}"]
+        first = shape.dense_layers if name.startswith("mlp.") else 0
+        for key in (
+            f"layers.{layer}.{n}.lora_{side}" for layer in (first, shape.layers - 1) for n in names for side in "AB"
+        ):
+            entry = {"dtype": "BF16", "shape": sides[key[-1]], "data_offsets": [0, 0]}
+            header[f"base_model.model.model.{key}.weight"] = entry
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text)
+    (folder / CONFIG).write_text(json.dumps({"r": rank, "base_model_name_or_path": base, "lora_alpha": rank}))
+
+
+GLM, DEEPSEEK = "zai-org/GLM-4.5-Air", "deepseek-ai/DeepSeek-V3"
+
+
+@pytest.mark.parametrize(
+    ("base", "targets"),
+    [(GLM, ["attention", "shared_expert", "experts"]), (DEEPSEEK, ["shared_expert", "experts"])],
+)
+def test_adapters_of_models_with_dense_first_layers_act_to_the_last_tensor(
+    base: str, targets: list[str], tmp_path: Path
+) -> None:
+    _header_of(tmp_path / "out", base, targets)
+    assert dry_load(tmp_path / "out", base, Server(max_lora_rank=8)) == []
+    first_sparse = load_catalog().models[base].shape.dense_layers
+    dense = f"layers.{first_sparse - 1}.mlp"
+    _with_header(tmp_path / "out", lambda h: {k.replace(f"layers.{first_sparse}.mlp", dense): v for k, v in h.items()})
+    (problem,) = dry_load(tmp_path / "out", base, Server(max_lora_rank=8))
+    assert "would be ignored: this layer has no such module" in problem.got
+
+
+def test_deepseeks_adapter_is_refused_for_the_one_projection_that_vllm_computes_without_it(tmp_path: Path) -> None:
+    _header_of(tmp_path / "out", DEEPSEEK, ["attention"])
+    (problem,) = dry_load(tmp_path / "out", DEEPSEEK, Server(max_lora_rank=8))
+    assert problem.got.startswith("4 of 20 tensors would be ignored, loaded or not: vLLM computes this module without")
+    assert "kv_b_proj" in problem.got
+    assert "merged" in problem.want
 
 
 def test_a_folder_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:

@@ -265,6 +265,24 @@ def _rename_modules(adapter: Path) -> None:
 
 
 @pytest.mark.slow
+def test_shared_experts_go_live_where_the_server_shares_them_and_nowhere_else(
+    scene: Scene, made: Any, tmp_path: Path
+) -> None:
+    finished_job(tmp_path / "jobs", made.models, "shared-1", adapter={"expert_layout": "shared_outer"})
+    scene.place = scene.place.model_copy(update={"form": "shared", "max_lora_rank": 8})
+    why = "the layout is what is tested"
+    with pytest.raises(Refused, match="a factor of the hidden dimension differs between experts"):
+        scene.publish("good-1")
+    assert not (tmp_path / "adapters").exists()
+    with pytest.raises(VerificationFailed, match="experts are laid out otherwise"):
+        scene.publish("shared-1", override=why)
+    scene.server.shares_experts = True
+    state = scene.publish("shared-1", override=why)
+    assert (state.live, state.place.form) == ("shared-1", "shared")
+    assert scene.hears("shared-1")
+
+
+@pytest.mark.slow
 def test_a_server_that_was_started_without_lora_is_asked_nothing_more(scene: Scene, tmp_path: Path) -> None:
     scene.server.has_lora = False
     with served(scene.server) as url:

@@ -72,11 +72,11 @@ variable "model" {
 }
 
 variable "lora" {
-  description = "Adapters to load at start (name, folder on the volume), how many may be active at once, and the highest rank."
+  description = "Adapters to load at start (name, folder on the volume), how many may be active at once, and the highest rank. vLLM takes memory for the experts of all of them at that rank, used or not: 2 x rank 16 are 11 GiB on Qwen3-Next-80B, 4 x rank 64 would be 90."
   type = object({
     adapters = optional(list(object({ name = string, path = string })), [])
-    active   = optional(number, 4)
-    max_rank = optional(number, 64)
+    active   = optional(number, 2)
+    max_rank = optional(number, 16)
   })
   default = {}
 

@@ -56,7 +56,7 @@ module "serving" {
   gpu    = { pools = var.serving.pools, count = var.serving.gpus }
   volume = local._volume
   model  = { path = var.serving.model_path, served_name = var.serving.model_name, max_tokens = var.serving.max_tokens }
-  lora   = { adapters = var.serving.adapters, max_rank = var.serving.max_rank }
+  lora   = { adapters = var.serving.adapters, active = var.serving.active, max_rank = var.serving.max_rank }
   container = {
     image       = var.images.serving
     registry_id = module.workspace.registry_id

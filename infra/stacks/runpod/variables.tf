@@ -65,7 +65,7 @@ variable "training" {
 }
 
 variable "serving" {
-  description = "The serving endpoint: GPU pools, GPUs per worker, base model, adapters."
+  description = "The serving endpoint: GPU pools, GPUs per worker, base model, adapters, how many at once, and their highest rank."
   type = object({
     pools      = list(string)
     gpus       = optional(number, 1)
@@ -73,7 +73,8 @@ variable "serving" {
     model_name = string
     max_tokens = optional(number, 32768)
     adapters   = optional(list(object({ name = string, path = string })), [])
-    max_rank   = optional(number, 64)
+    active     = optional(number, 2)
+    max_rank   = optional(number, 16)
   })
 }
 

@@ -17,6 +17,10 @@ run "defaults_correct" {
     error_message = "The adapters go in as a JSON list."
   }
   assert {
+    condition     = runpod_serverless_endpoint.this.env["MAX_LORAS"] == "2" && runpod_serverless_endpoint.this.env["MAX_LORA_RANK"] == "16"
+    error_message = "A live adapter and a canary, at the rank of the recipes."
+  }
+  assert {
     condition     = runpod_serverless_endpoint.this.env["TENSOR_PARALLEL_SIZE"] == "2"
     error_message = "The model is split over the GPUs of a worker."
   }
