@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,17 +15,22 @@ import pytest
 from recipes.job import Submission
 from recipes.serving import Place
 from scripts import audit
+from scripts.backends.runpod_api import RunpodApi
 from scripts.delete_client import Certificate, delete_client, survey
 from scripts.errors import InputError, NotFound, Refused, VerificationFailed
+from scripts.fake_runpod.server import serve as serve_runpod
 from scripts.forget import SETS
 from scripts.push import push
 from scripts.serving.client import Vllm
 from scripts.serving.history import following, served_name
 from scripts.serving.local_server import LocalServer
+from scripts.serving.runpod_endpoint import modules_of, read_endpoint
+from scripts.serving.runpod_endpoint import record as record_list
 from scripts.state import JobState
 from scripts.store import open_store
 from scripts.store.erase import erase, still_there
 from tests.serving.fake_vllm import served
+from tests.serving.test_runpod_endpoint import ENDPOINT
 
 ENDED = JobState("completed", "done", 100, None, None, True)
 RUNNING = JobState("running", "training", 50, None, None, False)
@@ -83,8 +89,6 @@ def test_everything_of_one_client_goes_and_nothing_of_another(two_clients: str) 
 
 
 def test_the_certificate_names_no_file_and_its_hash_is_of_what_was_there(two_clients: str) -> None:
-    import hashlib
-
     listed = still_there(f"{two_clients}/clients/acme")
     certificate = delete_client(_survey(two_clients), nobody, who="ann", now=1.0)
     text = "".join(json.dumps(item.model_dump(), sort_keys=True) + "\n" for item in listed)
@@ -192,6 +196,62 @@ def test_servers_and_the_folders_they_read_know_nothing_of_the_client_afterwards
     assert "did not answer; where it still runs, start it anew" in silent.servers[0].sentence
 
 
+@pytest.mark.slow
+def test_a_person_deletes_a_client_of_a_runpod_endpoint_to_the_last_version(
+    bucket: tuple[str, str], s3: Any, tmp_path: Path
+) -> None:
+    """Store with versions, volume, the endpoint's list and its recorded states, the front door's clients.yaml."""
+    url, name = bucket
+    openapi = Path(os.environ["RUNPOD_OPENAPI"]) if "RUNPOD_OPENAPI" in os.environ else None
+    volume = f"{url}-volume/adapters"
+    clients = tmp_path / "clients.yaml"
+    clients.write_text(f"acme: {{key_sha256: [{'a' * 64}], recipe: smoke/zero3}}\n")
+    with serve_runpod("rpa_key", openapi) as local:
+        runpod = RunpodApi("rpa_key", local.url, sleep=lambda seconds: None)
+        listed = [{"name": f"clients/{who}/job-1", "path": f"/a/{who}"} for who in ("acme", "brick")]
+        endpoint = str(runpod.create("serverless", ENDPOINT | {"env": {"LORA_MODULES": json.dumps(listed)}})["id"])
+        root = open_store(url)
+        record_list(root, read_endpoint(runpod, endpoint), lambda modules: modules, "ann", 1.0)
+        place = Place(url="http://127.0.0.1:9", base="lorry/smoke", adapters=volume, mounted="/a", endpoint=endpoint)
+        following(open_store(f"{url}/clients/acme/jobs"), "main", None, place=place, live="job-1", deed="publish",
+                  job_id="job-1", by="ann", at=1.0, outcome="done")  # fmt: skip
+        open_store(f"{url}/clients/acme/jobs").write(f"_outcomes/job-1/5966667/{'p' * 8}.json", b"{}")
+        for who in ("acme", "brick"):
+            open_store(volume).write(f"clients/{who}/job-1/adapter_model.safetensors", b"1")
+            open_store(volume).write(f"clients/{who}/job-1/adapter_model.safetensors", b"22")
+        aws = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+        given = aws | {"RUNPOD_API_KEY": "rpa_key", "RUNPOD_API_BASE_URL": local.url, "LORRY_CLIENTS": str(clients)}
+        refused = _lorry(url, "delete-client", "acme", "--yes", **given)
+        assert (refused.returncode, "remove it, so that nothing new arrives" in refused.stderr) == (3, True)
+        assert len(modules_of(read_endpoint(runpod, endpoint))) == 2
+        clients.write_text(f"brick: {{key_sha256: [{'a' * 64}], recipe: smoke/zero3}}\n")
+        was = {place: still_there(f"{place}/clients/acme") for place in (url, volume)}
+        done = _lorry(url, "delete-client", "acme", "--yes", "--json", **given)
+        assert done.returncode == 0, done.stderr
+        shown = read_endpoint(runpod, endpoint)
+        assert modules_of(shown) == {"clients/brick/job-1": "/a/brick"}
+        assert shown["workers"]["max"] == 2  # not left at zero
+        assert local.drift == []
+    certificate = Certificate.model_validate_json(done.stdout)
+    assert [left.unloaded for left in certificate.servers] == [1]
+    for emptied, (place_url, there) in zip(certificate.places, was.items(), strict=True):
+        lines = "".join(json.dumps(item.model_dump(), sort_keys=True) + "\n" for item in there)
+        assert (emptied.url, emptied.removed) == (f"{place_url}/clients/acme", len(there))
+        assert emptied.sha256 == hashlib.sha256(lines.encode()).hexdigest()
+    left = s3.list_object_versions(Bucket=name)
+    keys = {row["Key"] for kind in ("Versions", "DeleteMarkers") for row in left.get(kind, [])}
+    assert not [key for key in keys if "clients/acme" in key]
+    assert len([key for key in keys if "clients/brick" in key]) == 1
+    stated = [root.read(key) for key in root.keys("_endpoints")]
+    assert (len(stated), b"acme" in b"".join(map(bytes, stated))) == (1, False)
+    assert _lorry(url, "audit", "verify", **given).returncode == 0
+    entries = audit.verify(root).entries
+    assert [(entry.what, entry.subject) for entry in entries] == [("delete", "acme")] * 2
+    stored = root.read(f"_certificates/acme-{int(certificate.at)}.json")
+    assert stored is not None
+    assert hashlib.sha256(stored).hexdigest() in entries[-1].note
+
+
 def test_a_client_with_a_running_job_or_an_open_door_is_not_deleted(two_clients: str) -> None:
     open_store(f"{two_clients}/clients/acme/jobs").write(
         "job-1/submission.json",
@@ -207,8 +267,9 @@ def test_a_client_with_a_running_job_or_an_open_door_is_not_deleted(two_clients:
     assert still_there(f"{two_clients}/clients/acme")
 
 
-def _lorry(store: str, *words: str) -> subprocess.CompletedProcess[str]:
+def _lorry(store: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LORRY_STORE": store, "LORRY_ACTOR": "ann"}
+    environment |= more
     return subprocess.run(
         [sys.executable, "-m", "scripts.cli", *words],
         env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
