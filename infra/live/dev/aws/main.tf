@@ -29,7 +29,7 @@ module "room" {
   bucket_name        = var.bucket_name
   gateway_principals = var.gateway_principals
   reader_principals  = var.reader_principals
-  github             = merge(var.github, { subjects = ["environment:dev", "ref:refs/heads/main"] })
+  github             = merge(var.github, { subjects = ["environment:dev", "environment:train", "environment:reap", "ref:refs/heads/main"] })
   network            = var.network
   trainer_digest     = var.trainer_digest
   budget             = var.budget

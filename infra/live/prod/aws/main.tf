@@ -29,7 +29,7 @@ module "room" {
   bucket_name        = var.bucket_name
   gateway_principals = var.gateway_principals
   reader_principals  = var.reader_principals
-  github             = merge(var.github, { subjects = ["environment:prod"] })
+  github             = merge(var.github, { subjects = ["environment:prod", "environment:train", "environment:reap"] })
   network            = var.network
   trainer_digest     = var.trainer_digest
   budget             = var.budget
