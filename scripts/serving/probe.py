@@ -18,8 +18,9 @@ from scripts.errors import InputError, Problem, ProviderError
 from scripts.serving.client import Vllm
 
 MOST_ERROR = 0.35
-"""Largest RMS error of the adapter's effect as a share of the effect. An adapter that is ignored has 1, half of its
-tensors give about 0.5; another engine's bf16 stays below 0.3, the trainer's own limit."""
+"""Largest RMS error of the adapter's effect as a share of the effect. Measured on the
+smoke model, two jobs, CPU, torch 2.13.0, 2026-11-27: f32 0.00, bf16 0.003 and 0.045, alone and in a padded batch of 8;
+every other pair missing 0.55 and 0.69, another job's adapter 0.44 and 0.73, ignored 1."""
 PARALLEL = 4
 REQUESTS = 20
 MOST_FAILED = 0.05
