@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -44,11 +45,12 @@ class Runner(Protocol):
 class ProcessRunner:
     """Starts `python -m MODULE ...` from this repository; `modules` puts one module in the place of another.
 
-    Must be used from a thread that lives as long as the local Runpod: the processes die with the thread that made them.
+    The processes die with the thread that made them, so that one thread that stays makes them all.
     """
 
     def __init__(self, modules: Mapping[str, str] | None = None, grace_seconds: float = GRACE_SECONDS) -> None:
         self._modules, self._grace_seconds = modules or {}, grace_seconds
+        self._thread = ThreadPoolExecutor(max_workers=1)
 
     def start(self, pod_id: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Running:
         if list(command[:2]) != ["python", "-m"] or len(command) < 3 or not command[2].startswith("scripts."):
@@ -60,7 +62,7 @@ class ProcessRunner:
         own = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         log = folder / "output.log"
         argv = ["env", "-C", str(folder), sys.executable, "-m", module, *command[3:]]
-        child = start_child(argv, {**machine, **own, **environment}, log, folder)
+        child = self._thread.submit(start_child, argv, {**machine, **own, **environment}, log, folder).result()
         return _Process(child, log, self._grace_seconds)
 
 

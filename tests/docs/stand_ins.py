@@ -13,16 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import httpx
 
 from scripts.container.nodes import free_port
-from scripts.fake_runpod.processes import ProcessRunner, Running
+from scripts.fake_runpod.processes import ProcessRunner
 from scripts.store import open_store
 from tests.container.replay_trainer import tensors
 from tests.docs.made import ROOT
@@ -33,17 +31,6 @@ from tests.sagemaker.wire import serve
 
 START_SECONDS = 180.0
 _NAMED = ("launch.json", "result.json", "proof.json", "scores.json", "adapter/manifest.json")
-
-
-class LastingRunner(ProcessRunner):
-    """Starts every container from one thread that stays: a container dies with the thread that started it."""
-
-    def __init__(self, modules: Mapping[str, str]) -> None:
-        super().__init__(modules, grace_seconds=120.0)
-        self._thread = ThreadPoolExecutor(max_workers=1)
-
-    def start(self, *words: Any) -> Running:
-        return self._thread.submit(super().start, *words).result()
 
 
 def push_image(url: str) -> str:
@@ -104,7 +91,7 @@ def local_sagemaker(
     shutil.copytree(ROOT / "recipes" / "smoke" / "model", models)
     (models / "model.safetensors").write_bytes(tensors(0))
     script = {"steps": steps, "step_seconds": 0.02, "checkpoint_steps": 3, "timing": {"no_progress": 120.0}}
-    runner = LastingRunner({"scripts.container": "tests.runpod.replay_pod"})
+    runner = ProcessRunner({"scripts.container": "tests.runpod.replay_pod"}, grace_seconds=120.0)
     variables = {**_keys(aws), "LORRY_MODELS": str(models.parent)}
     account = SageMaker(folder / "hosts", runner, pace=FAST, bucket=s3_folder, variables=variables)
     account.roles.add(role)
