@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 
 from scripts.backends.ec2 import Ec2Backend
@@ -37,9 +38,11 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     with serve_store("bucket", limited=False) as url:
+        httpx.post(f"{url}/moto-api/reset")  # its state is the process's, whatever server it had
         values = {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "mine"}
         for name, value in (values | {"AWS_SECRET_ACCESS_KEY": CANARY}).items():
             monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="bucket")
         ec2 = boto3.client("ec2")
         subnets = ec2.describe_subnets()["Subnets"]
         group = ec2.create_security_group(GroupName="lorry", Description="d", VpcId=subnets[0]["VpcId"])["GroupId"]
