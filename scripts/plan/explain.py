@@ -75,6 +75,9 @@ def _other_engine(loaded: LoadedRecipe, report: TrainingSetReport | None, catalo
     """What the cheapest offer would cost if the recipe named the other engine."""
     recipe, model = loaded.recipe, catalog.models[loaded.recipe.base.id]
     engine: EngineName = "replica" if recipe.hardware.engine == "zero3" else "zero3"
+    family = catalog.families[model.family]
+    if engine == "replica" and family.moe_block and not family.our_experts:
+        return "engine replica cannot hold this model: its experts cannot be quantised here"
     quantize: Quantised | None = "int8" if engine == "replica" else None
     hardware = recipe.hardware.model_copy(update={"engine": engine, "quantize": quantize, "gpus": None, "gpu": None})
     other = recipe.model_copy(update={"hardware": hardware})
