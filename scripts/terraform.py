@@ -188,7 +188,7 @@ def _end(process: subprocess.Popen[str], output: Iterable[str], read: Callable[[
     while process.poll() is None:
         try:
             for line in output:
-                with suppress(OSError):  # whoever listened may be gone
+                with suppress(Exception):  # whoever listened may be gone, or fail at every line
                     read(line)
             process.wait()
         except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from scripts.backends.base import Backend, KeepsLogs, Observation
+from scripts.backends.base import Backend, Handle, KeepsLogs, Observation
 from scripts.errors import NotFound, Problem, ProviderError
 from scripts.job_folder import JobFiles, read_job
 from scripts.launch import launch_again
@@ -53,8 +53,11 @@ def watch(
         while True:
             pause = poll_seconds
             try:
-                observation = _observed(backend, files)
+                looked_at = _handle(files)
+                observation = backend.observe(looked_at) if looked_at else None
                 files = read_job(store, job_id)
+                if _handle(files) != looked_at:  # the job has another machine: what was seen is of the one before
+                    continue
                 state = job_state(files, observation, now())
                 if printed:
                     printed.tell(files, at_once=state.is_final)
@@ -74,8 +77,8 @@ def watch(
         teller.close()
 
 
-def _observed(backend: Backend, files: JobFiles) -> Observation | None:
-    return backend.observe(files.submission.handle) if files.submission and files.submission.handle else None
+def _handle(files: JobFiles) -> Handle | None:
+    return files.submission.handle if files.submission else None
 
 
 def _may_go_on_elsewhere(files: JobFiles, state: JobState, observation: Observation | None, now: float) -> bool:
@@ -102,7 +105,7 @@ class _Printed:
 
     def tell(self, files: JobFiles, *, at_once: bool) -> None:
         """What is new, every LOG_SECONDS. A log that cannot be read now is read at the next look."""
-        handle = files.submission.handle if files.submission else None
+        handle = _handle(files)
         if not handle or (not at_once and self._now() - self._looked_at < LOG_SECONDS):
             return
         self._looked_at = self._now()

@@ -25,7 +25,7 @@ from scripts.backends.sagemaker_request import (
     training_request,
 )
 from scripts.errors import Conflict, Problem, ProviderError, Refused
-from scripts.forgotten import MONTH_HOURS, Forgotten
+from scripts.forgotten import Forgotten
 from scripts.job_folder import JobFiles
 from scripts.store import Store
 
@@ -148,7 +148,8 @@ class SageMakerBackend:
                 seconds = (job.get("ResourceConfig") or {}).get("KeepAlivePeriodInSeconds") or 0
                 said = f"its machine is kept warm, and billed, for {seconds / 60:.0f} minutes after its end; to end it:"
                 said += f" `aws sagemaker update-training-job --training-job-name {name} --resource-config {_COLD}`"
-                found.append(Forgotten(f"training job {name}", said, _hourly_usd(job) * MONTH_HOURS))
+                usd = _hourly_usd(job) * seconds / 3600  # all that it costs, in this month or any: then it is gone
+                found.append(Forgotten(f"training job {name}", said, usd))
         return found
 
     def charges(self, store: Store, files: JobFiles) -> Charges | None:

@@ -211,10 +211,11 @@ class _Container:
         if end is not None:
             self.guard.heed(end.halt)
         death = self._death(end or End(last.exit_code or -signal.SIGKILL, None), f"trainer-{last.number}")
-        death = self._nodes.death(last.number, death, may_come=end is not None)
-        result = (
-            None if end is not None and end.halt == "node_failed" else self._result()
-        )  # that one only says it was told to end
+        result = self._result()
+        if result is None or result.outcome != "completed":  # a completed one needs no word of another node
+            death = self._nodes.death(last.number, death, may_come=end is not None)
+            if end is not None and end.halt == "node_failed":
+                result = None  # it only says that it was told to end
         return judge((*earlier, last), result, death, newest_checkpoint(self._work))
 
     def _prove(self, spec: LaunchSpec, model: Path, result: Result) -> Proof:

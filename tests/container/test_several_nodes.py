@@ -14,18 +14,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from recipes.catalog import load_catalog
 from recipes.causes import EXIT_CODES
+from recipes.job import Attempt, NodeFailure, Result
 from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
 from recipes.recipe import Recipe
 from scripts.adapter import verify_adapter
+from scripts.container import node_words
+from scripts.container.node_words import say
 from scripts.container.nodes import ALONE, Node, network_variables, node_of
+from scripts.container.run import _Container
 from scripts.container.supervisor import end_leftovers
+from scripts.container.verdict import End, Ending
 from scripts.errors import InputError
+from scripts.machine import Machine
 from scripts.models import making_commands
 from scripts.plan import make_plan
 from scripts.render import render
@@ -160,6 +167,23 @@ def test_why_a_following_node_failed_is_said_by_the_job(
     state = job_state(job.files(), None, time.time())
     assert (state.state, state.sentence) == ("failed", container.sentence)
     assert leader.returncode == follower.returncode == EXIT_CODES[container.cause]
+
+
+@pytest.mark.parametrize("end", [End(0, None), End(-signal.SIGKILL, "node_failed")])
+def test_a_completed_attempt_waits_for_no_word_and_is_not_trained_again(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, end: End
+) -> None:
+    job: Job = make_job()
+    two = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    container = _Container(Machine(job.store, "job-1", job.folder, job.folder, two))
+    container._book.note(attempts=(Attempt(number=1, started_at=time.time()),))
+    result = Result(job_id="job-1", outcome="completed", exit_code=0, attempt=1, step=8, total_steps=8)
+    (job.folder / "result.json").write_text(result.model_dump_json())
+    if end.halt:
+        say(job.store, "job-1", NodeFailure(node=1, attempt=1, cause="lost_rank", sentence="", at=time.time()))
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: pytest.fail("it waits for a word"))
+    monkeypatch.setattr(node_words, "time", clock)
+    assert container._close_attempt(end) == Ending("completed")
 
 
 class Nodes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.job import ContainerState
+from scripts.audit import chain_store, verify
 from scripts.backends.ec2 import Ec2Backend
 from scripts.cost import read_settlement
 from scripts.fake_runpod.clock import Clock
@@ -108,6 +109,25 @@ def test_who_watches_asks_for_another_machine_too_and_hears_what_machines_print(
     (second,) = place.account.alive()
     assert f"  | {first}: hello" in said
     assert f"  | {second}: from a machine" in said
+
+
+def test_who_watches_asks_once_for_each_machine_that_was_taken_back(place: Place) -> None:
+    """The minute after is spent on the new machine, not on what is known of the old one."""
+    first, sleeps = place.launch(), []
+    place.clock.jump(MINUTE)
+    place.says()
+    place.account.end(first, "Server.SpotInstanceTermination")
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        place.clock.jump(seconds)
+        place.account.advance()
+        if len(sleeps) == 2:
+            place.says(stage="done", ended="failed", cause="out_of_memory", sentence="a GPU ran out of memory")
+
+    state = watch(place.store, "job-1", place.backend, io.StringIO(), now=place.clock.now, sleep=sleep)
+    assert (state.state, sleeps) == ("failed", [60.0, 1.0])
+    assert [(entry.what, entry.note) for entry in verify(chain_store(place.store)).entries] == [("launch", "again")]
 
 
 def test_a_job_that_is_past_its_cap_is_not_launched_again(place: Place) -> None:

@@ -139,9 +139,9 @@ Terraform(pathlib.Path.cwd(), dict(os.environ)).apply(on_event=on_event)
 """
 
 
-@pytest.mark.parametrize("deed", ["raise BrokenPipeError", "pass"])
+@pytest.mark.parametrize("deed", ["raise BrokenPipeError", "raise ValueError", "pass"])
 def test_terraform_saves_its_state_although_nobody_listens_or_somebody_is_impatient(tmp_path, deed):
-    """A listener that is gone, and Ctrl-C twice."""
+    """A listener that is gone, one that fails at every line, and Ctrl-C twice."""
     (tmp_path / "terraform").write_text(SAVING.format(python=sys.executable))
     (tmp_path / "terraform").chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}

@@ -77,7 +77,7 @@ def test_a_machine_that_is_kept_warm_is_reported_until_it_is_cold(
     assert seen["reason"].startswith(
         "its machine is kept warm, and billed, for 3 minutes after its end; to end it: `aws"
     )
-    assert seen["usd_per_month"] == pytest.approx(7.912 * 730)
+    assert seen["usd_per_month"] == pytest.approx(7.912 * 3 / 60), "the minutes, not a month of them"
     room.account.clock.jump(181.0)
     assert room.backend.forgotten() == []
 
