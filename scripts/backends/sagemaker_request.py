@@ -35,6 +35,7 @@ SPOT_WAIT_SECONDS = 4 * 3600
 MOST_WARM_MINUTES = 360
 DISK_GB = 30
 "Every type we rent has NVMe of its own, which takes the place of a volume; asking for more than that is refused."
+ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/.+")
 METRICS = {
     "train:loss": '"training_loss":([0-9.eE+-]+)',
     "train:learning_rate": '"learning_rate":([0-9.eE+-]+)',
@@ -48,7 +49,6 @@ METRICS = {
 _NAME_CHARACTERS = 63
 _SUFFIX_CHARACTERS = len("--0123-99")
 _IMAGE = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/[^\s@]+@sha256:[0-9a-f]{64}")
-_ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/.+")
 _KEY = re.compile(r"arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:key/.+")
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,31}-")
 
@@ -210,7 +210,7 @@ def _problems(spec: LaunchSpec, settings: SageMakerSettings, image: str) -> list
     offer = load_catalog().offers.get(spec.offer or "")
     if offer is None or offer.backend != "sagemaker":
         found.append(Problem("offer", f"{spec.offer} is no offer of sagemaker", "plan the recipe for sagemaker"))
-    if not _ROLE.fullmatch(settings.role):
+    if not ROLE.fullmatch(settings.role):
         want = "the execution role: sagemaker_role_arn of the AWS room"
         found.append(Problem("LORRY_SAGEMAKER_ROLE", repr(settings.role) if settings.role else "not set", want))
     if not settings.region:

@@ -5,8 +5,8 @@ findings = examine(Subject(rooms=read_outputs(root, os.environ), runpod=RunpodAp
 
 from __future__ import annotations
 
-from scripts.doctor.aws_checks import AWS_CHECKS
-from scripts.doctor.ec2_checks import check_ec2
+from scripts.doctor.aws_checks import check_bucket, check_credentials, check_image
+from scripts.doctor.ec2_checks import check_ec2, check_quotas
 from scripts.doctor.finding import Check, Finding, Subject, failed
 from scripts.doctor.model_checks import check_model, check_room_for_models
 from scripts.doctor.runpod_checks import ROOM_CHECKS, check_clock, check_key
@@ -23,7 +23,8 @@ def examine(subject: Subject) -> list[Finding]:
         subject = subject.without_runpod("the Runpod key failed its check")
     findings += run_check("clock", check_clock, subject)
     checks = {**ROOM_CHECKS, "model": check_model, "room for models": check_room_for_models}
-    checks |= {**AWS_CHECKS, "EC2": check_ec2, "SageMaker": check_sagemaker}
+    checks |= {"AWS credentials": check_credentials, "store": check_bucket, "image": check_image}
+    checks |= {"AWS quotas": check_quotas, "EC2": check_ec2, "SageMaker": check_sagemaker}
     for name, check in checks.items():
         findings += run_check(name, check, subject)
     return findings

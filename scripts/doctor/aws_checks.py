@@ -1,4 +1,4 @@
-"""Checks of AWS: credentials, the store's bucket, quotas of the GPUs that a room rents, the image's digest."""
+"""Checks of AWS: credentials, the store's bucket, the image's digest; and how each check asks AWS."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from scripts.doctor.finding import NO_ROOM, Check, Finding, Subject, failed, not_checked, ok
+from scripts.doctor.finding import NO_ROOM, Finding, Subject, failed, not_checked, ok
 from scripts.store import open_store
 
-_CODES = {  # quota code -> service, what it counts, what it is for, what the largest node takes
-    "L-82E1C851": ("sagemaker", "ml.p5.48xlarge for training jobs", "instances", 1),
-    "L-417A185B": ("ec2", "running on-demand P instances", "vCPUs", 192),
-    "L-DB2E81BA": ("ec2", "running on-demand G and VT instances", "vCPUs", 192),
-}
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<name>[^@:]+)")
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 SIGN_IN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for an account of AWS"
@@ -43,27 +38,6 @@ def check_bucket(subject: Subject) -> Iterator[Finding]:
     else:
         open_store(url).read("lorry-doctor/none")
         yield ok("store", f"{url} can be read")
-
-
-def check_quotas(subject: Subject) -> Iterator[Finding]:
-    """The account may start what the AWS room rents. Quotas of GPUs begin at 0, and raising them takes days."""
-    codes = _needed_codes(subject)
-    if not codes:
-        yield not_checked("AWS quotas", "no applied AWS room rents GPUs", "name a root such as infra/live/prod/aws")
-    for code in codes:
-        service, what, unit, most = _CODES[code]
-        name = f"AWS quota {code}"
-        if why := why_no_aws(subject):
-            yield not_checked(name, why, SIGN_IN)
-            continue
-        answer = ask_aws(subject, "service-quotas", "get_service_quota", ServiceCode=service, QuotaCode=code)
-        step = f"look in the console of Service Quotas for '{what}'"
-        if isinstance(answer, str):
-            yield not_checked(name, answer, step)
-        elif answer["Quota"]["Value"] <= 0:
-            yield failed(name, f"0 {unit} of {what}", f"ask for {most}; it takes days, so ask now")
-        else:
-            yield ok(name, f"{answer['Quota']['Value']:g} {unit} of {what}; the largest node takes {most}")
 
 
 def check_image(subject: Subject) -> Iterator[Finding]:
@@ -97,13 +71,6 @@ def check_in_registry(subject: Subject, name: str, image: str, region: str = "")
             yield ok(name, f"{image} is in the registry")
 
 
-def _needed_codes(subject: Subject) -> list[str]:
-    types = [str(name) for name in subject.rooms.get("ec2_instance_types") or ()]
-    needed = ["L-82E1C851"] if subject.rooms.get("sagemaker_role_arn") else []
-    needed += ["L-417A185B"] if any(name.startswith("p") for name in types) else []
-    return needed + (["L-DB2E81BA"] if any(name.startswith("g") for name in types) else [])
-
-
 def why_no_aws(subject: Subject) -> str:
     """Why AWS cannot be asked; empty when it can."""
     endpoint = subject.environment.get("AWS_ENDPOINT_URL", "")
@@ -135,11 +102,3 @@ def ask_aws(
         )
     except (BotoCoreError, ResponseParserError) as error:
         return " ".join(str(error).split())[:200]
-
-
-AWS_CHECKS: dict[str, Check] = {
-    "AWS credentials": check_credentials,
-    "store": check_bucket,
-    "AWS quotas": check_quotas,
-    "image": check_image,
-}

@@ -29,7 +29,8 @@ class Finding:
 class Subject:
     """A set-up. rooms: the merged outputs of the Terraform roots. now: this machine's clock, with a time zone.
 
-    models: URL of the models folder. environment: read for the endpoint and credentials of AWS.
+    models: URL of the models folder. environment: read for the endpoint and credentials of AWS. nodes: machines that
+    one job takes.
     """
 
     now: datetime
@@ -40,6 +41,7 @@ class Subject:
     models: str = ""
     store: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    nodes: int = 1
 
     def without_runpod(self, why: str) -> Subject:
         """The same without Runpod, whose checks then say why they were not made."""

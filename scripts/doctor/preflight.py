@@ -12,9 +12,10 @@ from typing import Any, Literal
 from recipes.catalog import Catalog
 from recipes.preparation import Plan
 from scripts.backends import RENTS
+from scripts.backends.sagemaker_request import region_of
 from scripts.doctor import run_check
-from scripts.doctor.aws_checks import SIGN_IN, check_credentials, check_quotas, why_no_aws
-from scripts.doctor.ec2_checks import check_ec2
+from scripts.doctor.aws_checks import SIGN_IN, check_credentials, why_no_aws
+from scripts.doctor.ec2_checks import check_ec2, check_quotas
 from scripts.doctor.finding import Check, Finding, Subject, not_checked
 from scripts.doctor.sagemaker_checks import check_sagemaker
 
@@ -36,7 +37,7 @@ def preflight(backend: AwsBackend, plan: Plan, catalog: Catalog, subject: Subjec
     if why := why_no_aws(subject):
         return [not_checked(backend, why, SIGN_IN)]
     types = sorted({catalog.offers[name].provider_type for name in fitting})
-    subject = replace(subject, rooms=_rooms(backend, types, subject.environment))
+    subject = replace(subject, rooms=_rooms(backend, types, subject.environment), nodes=plan.nodes)
     findings = run_check("AWS credentials", check_credentials, subject)
     if all(finding.state == "ok" for finding in findings):
         for name, check in _CHECKS[backend].items():
@@ -46,7 +47,7 @@ def preflight(backend: AwsBackend, plan: Plan, catalog: Catalog, subject: Subjec
 
 def _rooms(backend: AwsBackend, types: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
     """What Terraform says of its rooms, as the settings repeat it, with the types of the plan."""
-    region = {"region": environment.get("LORRY_STORE_REGION") or environment.get("AWS_DEFAULT_REGION") or ""}
+    region = {"region": region_of(environment)}
     if backend == "sagemaker":
         return region | {"sagemaker_role_arn": environment["LORRY_SAGEMAKER_ROLE"], "sagemaker_instance_types": types}
     subnets = environment.get("LORRY_EC2_SUBNETS", "").replace(",", " ").split()

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from recipes.catalog import load_catalog
+from scripts.backends.sagemaker import LOG_GROUP
+from scripts.backends.sagemaker_request import ROLE
 from scripts.doctor.aws_checks import SIGN_IN, ask_aws, check_in_registry, why_no_aws
 from scripts.doctor.finding import Check, Finding, Subject, failed, not_checked, ok
 
 _NO_ROOM = "name an applied AWS root with a SageMaker room, such as infra/live/prod/aws"
 _APPLY = "apply the AWS room again: the role's policies are Terraform's"
-_ON_ANYTHING = ("ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", "logs:PutLogEvents")
-_IN_THE_BUCKET = ("s3:GetObject", "s3:PutObject")
+_ON_ANYTHING = ["ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"]
+_IN_THE_STORE = ["s3:GetObject", "s3:PutObject"]
 _QUOTA_PAGES = 40
 _KNOWN_CODES = {"ml.p5.48xlarge for training job usage": "L-82E1C851"}
 
 
 def check_sagemaker(subject: Subject) -> Iterator[Finding]:
     """All of it, where a room with SageMaker was applied and AWS can be asked."""
-    if not subject.rooms.get("sagemaker_role_arn"):
+    role = str(subject.rooms.get("sagemaker_role_arn") or "")
+    if not role:
         yield not_checked("SageMaker", "no applied AWS room with SageMaker was given", _NO_ROOM)
+    elif not ROLE.fullmatch(role):
+        step = "set LORRY_SAGEMAKER_ROLE to arn:aws:iam::ACCOUNT:role/NAME: `lorry env` prints it"
+        yield failed("SageMaker role", f"{role!r} is not the ARN of a role", step)
     elif why := why_no_aws(subject):
         yield not_checked("SageMaker", why, SIGN_IN)
     else:
@@ -34,10 +40,12 @@ def check_sagemaker(subject: Subject) -> Iterator[Finding]:
 
 def _role(subject: Subject) -> Iterator[Finding]:
     """The execution role exists and may do what a job does, as AWS itself judges its policies."""
-    name, role = "SageMaker role", str(subject.rooms.get("sagemaker_role_arn") or "")
-    bucket = _bucket(subject)
-    wanted = [(list(_ON_ANYTHING), "*")]
-    wanted += [(list(_IN_THE_BUCKET), f"arn:aws:s3:::{bucket}/*")] if bucket else []
+    name, role, store = "SageMaker role", str(subject.rooms["sagemaker_role_arn"]), _store(subject)
+    _, partition, _, _, account, _ = role.split(":", 5)
+    region = str(subject.rooms.get("region") or "us-east-1")
+    stream = f"arn:{partition}:logs:{region}:{account}:log-group:{LOG_GROUP}:log-stream:lorry"
+    wanted = [(_ON_ANYTHING, "*"), (["logs:PutLogEvents"], stream)]
+    wanted += [(_IN_THE_STORE, f"arn:{partition}:s3:::{store.netloc}{store.path}/job/x")] if store.netloc else []
     denied: list[str] = []
     for actions, resource in wanted:
         given: dict[str, Any] = {"PolicySourceArn": role, "ActionNames": actions, "ResourceArns": [resource]}
@@ -54,7 +62,7 @@ def _role(subject: Subject) -> Iterator[Finding]:
 
 def _place(subject: Subject) -> Iterator[Finding]:
     """The store's bucket is in the region and account of the jobs; SageMaker reads channels from nowhere else."""
-    name, bucket = "SageMaker bucket", _bucket(subject)
+    name, bucket = "SageMaker bucket", _store(subject).netloc
     if not bucket:
         yield not_checked(name, "the store is no bucket", "set LORRY_STORE to s3://bucket/prefix")
         return
@@ -76,7 +84,7 @@ def _image(subject: Subject) -> Iterator[Finding]:
 
 
 def _types(subject: Subject) -> Iterator[Finding]:
-    """Each type that we plan with is offered in the region, and has a quota above 0, where AWS says so."""
+    """Each type that we plan with is offered in the region, and one has a quota for all nodes, where AWS says so."""
     planned = {o.provider_type for o in load_catalog().offers.values() if o.backend == "sagemaker"}
     types = sorted(subject.rooms.get("sagemaker_instance_types") or planned)
     region = str(subject.rooms.get("region") or "this region")
@@ -114,11 +122,13 @@ def _quotas(subject: Subject, types: list[str]) -> Finding:
         if not answer.get("NextToken"):
             break
         page["NextToken"] = answer["NextToken"]
-    granted = [f"{value:g} x {wanted[name]}" for name, (_, value) in sorted(found.items()) if value > 0]
+    granted = [f"{value:g} x {wanted[name]}" for name, (_, value) in sorted(found.items()) if value >= subject.nodes]
     codes = {name: code for name, (code, _) in found.items()} or _KNOWN_CODES
     asked = ", ".join(f"{code} ({name})" for name, code in sorted(codes.items()))
     if not granted:
-        return failed("SageMaker quotas", f"0 machines of each type for a {kind}", f"ask for {asked}; it takes days")
+        most = max((value for _, value in found.values()), default=0.0)
+        seen = f"at most {most:g} of a type for a {kind}; a job takes {subject.nodes}"
+        return failed("SageMaker quotas", seen, f"ask for {asked}; it takes days")
     return ok("SageMaker quotas", ", ".join(granted))
 
 
@@ -144,9 +154,10 @@ def _in_region(subject: Subject, name: str, bucket: str) -> Finding:
     return ok(name, f"{bucket} is in {region}, in the account of the jobs")
 
 
-def _bucket(subject: Subject) -> str:
+def _store(subject: Subject) -> SplitResult:
+    """Bucket (netloc) and prefix (path) of the store; both empty where it is none of S3."""
     url = subject.store if subject.store.startswith("s3://") else str(subject.rooms.get("store_url") or "")
-    return urlsplit(url).netloc if url.startswith("s3://") else ""
+    return urlsplit(url.rstrip("/") if url.startswith("s3://") else "")
 
 
 PARTS: dict[str, Check] = {"role": _role, "bucket": _place, "image": _image, "types": _types}

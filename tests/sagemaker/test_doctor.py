@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 import boto3
@@ -21,13 +22,28 @@ from scripts.plan import make_plan
 from tests.sagemaker.fake_sagemaker import REGION
 
 QUOTA = "ml.p5.48xlarge for training job usage"
+_LOGS = f"arn:aws:logs:{REGION}:123456789012:log-group:/aws/sagemaker/TrainingJobs:*"
+_JOBS = ["arn:aws:s3:::bucket/jobs/*", "arn:aws:s3:::bucket/clients/*/jobs/*"]
+ALLOWED = {  # what the policies of infra/modules/sagemaker-training and artifact-store say
+    **{"ecr:GetAuthorizationToken": ["*"], "cloudwatch:PutMetricData": ["*"], "logs:PutLogEvents": [_LOGS]},
+    **{"s3:GetObject": _JOBS, "s3:PutObject": _JOBS},
+}
 Json = dict[str, Any]
+
+
+def simulated(ActionNames: list[str], ResourceArns: list[str], **_: Any) -> Json:  # noqa: N803
+    """IAM's judgement of the room's role."""
+
+    def decision(action: str) -> str:
+        allowed = any(fnmatchcase(arn, pattern) for arn in ResourceArns for pattern in ALLOWED[action])
+        return "allowed" if allowed else "implicitDeny"
+
+    return {"EvaluationResults": [{"EvalActionName": a, "EvalDecision": decision(a)} for a in ActionNames]}
 
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Answers to the actions that moto lacks, or that it is slow at; everything else is asked of it."""
-    simulated = [{"EvalActionName": "s3:PutObject", "EvalDecision": "allowed"}]
     pages = [
         {
             "Quotas": [{"QuotaName": "ml.m5.large for endpoint usage", "QuotaCode": "L-1", "Value": 4.0}],
@@ -36,7 +52,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         {"Quotas": [{"QuotaName": QUOTA, "QuotaCode": "L-82E1C851", "Value": 1.0}]},
     ]
     offered = [{"InstanceType": "p5.48xlarge"}, {"InstanceType": "p5en.48xlarge"}]
-    given: Json = {"simulate_principal_policy": {"EvaluationResults": simulated}, "list_service_quotas": pages}
+    given: Json = {"simulate_principal_policy": simulated, "list_service_quotas": pages}
     given["describe_instance_type_offerings"] = {"InstanceTypeOfferings": offered}
     ask = sagemaker_checks.ask_aws
 
@@ -46,6 +62,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         if action not in given:
             return ask(subject, service, action, region, **arguments)
         answer = given[action]
+        answer = answer(**arguments) if callable(answer) else answer
         page: Json | str = answer[int(arguments.get("NextToken", 1)) - 1] if isinstance(answer, list) else answer
         return page
 
@@ -64,7 +81,7 @@ def subject(bucket: str, answers: Json) -> Subject:
     digest = pushed["image"]["imageId"]["imageDigest"]
     image = f"123456789012.dkr.ecr.{REGION}.amazonaws.com/lorry/trainer@{digest}"
     role = "arn:aws:iam::123456789012:role/lorry-sagemaker"
-    rooms = {"sagemaker_role_arn": role, "region": REGION, "store_url": "s3://bucket"}
+    rooms = {"sagemaker_role_arn": role, "region": REGION, "store_url": "s3://bucket/jobs"}
     return Subject(now=datetime.now(UTC), rooms=rooms, environment={"LORRY_IMAGE": image})
 
 
@@ -96,6 +113,9 @@ def test_without_a_room_or_keys_nothing_is_asked(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_role_without_a_right_and_a_role_that_is_not_there(subject: Subject, answers: Json) -> None:
+    said = said_of("role", subject, store="s3://bucket/elsewhere")
+    assert said.seen.partition(" may not ")[2] == "s3:GetObject, s3:PutObject"
+    assert said_of("role", subject, store="s3://bucket/clients/acme/jobs").state == "ok"
     denied = {"EvalActionName": "s3:PutObject", "EvalDecision": "implicitDeny"}
     answers["simulate_principal_policy"] = {"EvaluationResults": [denied]}
     said = said_of("role", subject)
@@ -138,7 +158,12 @@ def test_a_quota_of_zero_names_its_code(subject: Subject, answers: Json) -> None
     assert said.state == "failed"
     assert said.step == f"ask for L-82E1C851 ({QUOTA}); it takes days"
     said = said_of("types", subject, environment={**subject.environment, "LORRY_SAGEMAKER_SPOT": "yes"})
-    assert said.seen == "0 machines of each type for a spot training job"
+    assert said.seen == "at most 0 of a type for a spot training job; a job takes 1"
+    answers["list_service_quotas"][1]["Quotas"][0]["Value"] = 1.0
+    said = said_of("types", subject, nodes=2)
+    assert (said.state, said.seen) == ("failed", "at most 1 of a type for a training job; a job takes 2")
+    answers["list_service_quotas"][1]["Quotas"][0]["Value"] = 2.0
+    assert said_of("types", subject, nodes=2).state == "ok"
 
 
 def test_a_region_without_our_types(subject: Subject, answers: Json) -> None:
@@ -150,17 +175,21 @@ def test_a_region_without_our_types(subject: Subject, answers: Json) -> None:
 def test_a_plan_asks_for_its_own_types_by_the_settings_alone(subject: Subject, answers: Json) -> None:
     catalog = load_catalog()
     plan = make_plan(load_recipe("qwen3-next-80b/zero3", catalog), None, catalog)
-    role = {"LORRY_SAGEMAKER_ROLE": subject.rooms["sagemaker_role_arn"], "LORRY_STORE_REGION": REGION}
+    role = {"LORRY_SAGEMAKER_ROLE": subject.rooms["sagemaker_role_arn"], "AWS_REGION": REGION}
     settings = Subject(subject.now, store="s3://bucket/jobs", environment={**subject.environment, **role})
     findings = {f.check: f for f in preflight("sagemaker", plan, catalog, settings)}
     assert {name: f.state for name, f in findings.items()} == dict.fromkeys(
         ["AWS credentials", *(f"SageMaker {part}" for part in ("role", "bucket", "image", "types", "quotas"))], "ok"
     ), findings
     fitting = {catalog.offers[o.offer].provider_type for o in plan.offers if o.fits and o.backend == "sagemaker"}
+    assert findings["SageMaker types"].seen.startswith(f"{REGION} offers")
     missing = findings["SageMaker types"].seen.partition("; not ")[2].split(", ")
     assert set(missing) == fitting - {"ml.p5.48xlarge", "ml.p5en.48xlarge"}, "of the plan's types, and no others"
     answers["list_service_quotas"] = {"Quotas": []}
     assert "L-82E1C851" in preflight("sagemaker", plan, catalog, settings)[-1].step
+    named = Subject(subject.now, store="s3://bucket/jobs", environment={"LORRY_SAGEMAKER_ROLE": "lorry-sagemaker"})
+    found = preflight("sagemaker", plan, catalog, named)[1:]
+    assert [(f.state, f.seen) for f in found] == [("failed", "'lorry-sagemaker' is not the ARN of a role")]
 
 
 def test_a_plan_without_settings_or_keys_says_so_and_is_a_plan_all_the_same(
