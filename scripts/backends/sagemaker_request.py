@@ -74,7 +74,7 @@ def read_sagemaker_settings(environment: Mapping[str, str]) -> SageMakerSettings
     """Settings from LORRY_SAGEMAKER_{ROLE,PREFIX,SUBNETS,SECURITY_GROUPS,SPOT,WARM_MINUTES,SDK},
     LORRY_IMAGE, LORRY_KMS_KEY, and LORRY_STORE_REGION or AWS_DEFAULT_REGION. Raises InputError."""
     problems = []
-    spot, warm = environment.get("LORRY_SAGEMAKER_SPOT", "no"), environment.get("LORRY_SAGEMAKER_WARM_MINUTES", "0")
+    spot, warm = environment.get("LORRY_SAGEMAKER_SPOT") or "no", environment.get("LORRY_SAGEMAKER_WARM_MINUTES") or "0"
     prefix = environment.get("LORRY_SAGEMAKER_PREFIX") or PREFIX
     if spot not in ("yes", "no"):
         problems.append(Problem("LORRY_SAGEMAKER_SPOT", repr(spot), "yes or no"))

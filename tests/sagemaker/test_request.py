@@ -151,6 +151,13 @@ def test_a_setting_that_says_nothing_is_refused(name: str, value: str) -> None:
         read_sagemaker_settings({f"LORRY_SAGEMAKER_{name}": value})
 
 
+def test_an_empty_setting_counts_as_not_set() -> None:
+    """So arrives a repository variable of GitHub that nobody made."""
+    names = ("PREFIX", "SUBNETS", "SECURITY_GROUPS", "SPOT", "WARM_MINUTES")
+    empty = dict.fromkeys((f"LORRY_SAGEMAKER_{name}" for name in names), "") | {"LORRY_STORE_REGION": ""}
+    assert read_sagemaker_settings({**SETTINGS, **empty}) == read_sagemaker_settings(SETTINGS)
+
+
 def test_two_jobs_never_share_a_name() -> None:
     """Also a second training job of one job, and jobs of one id in the stores of two clients."""
     jobs = [(job, store, n) for job in ("a-1", "a-1-2") for store in (ACME, ACME + "2") for n in (1, 2, 12)]

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pytest
 import yaml
 
 from scripts.fake_runpod.server import LocalRunpod, serve
+from scripts.store import open_store
+from tests.money.jobs import Life
 from tests.tools import tool_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +128,7 @@ def test_rights_are_least_actions_pinned_and_no_lasting_cloud_key_is_used(path: 
         if "uses:" in line:
             assert USES.search(line), line
     assert not re.search(r"secrets\.AWS|AWS_(ACCESS_KEY|SECRET)", text), "AWS by OIDC only"
-    assert set(re.findall(r"secrets\.(\w+)", text)) <= {"RUNPOD_API_KEY"}
+    assert set(re.findall(r"secrets\.(\w+)", text)) <= {"RUNPOD_API_KEY", "LORRY_TOKEN_SECRET"}
     for found in re.findall(r"^\s+run: (.*)$", text, flags=re.MULTILINE):
         assert "${{" not in found, "values reach a shell through its environment alone"
 
@@ -156,13 +159,26 @@ def test_the_image_workflow_runs_to_its_digest(act: Run) -> None:
 
 def test_the_reaper_reaps_for_real_and_ticks_and_shows_no_key(act: Run, runpod: LocalRunpod, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    store.mkdir()
+    Life(open_store(f"{store.as_uri()}/clients/acme/jobs"), "job-1").submitted(time.time())
     options = ("--var", f"LORRY_STORE={store.as_uri()}", "--env", f"RUNPOD_API_BASE_URL={runpod.url}")
+    options += ("--var", f"LORRY_CLIENTS_YAML=acme:\n  key_sha256: [{'a' * 64}]\n  recipe: smoke/pod\n")
     asked = len(runpod.log)
     done = act("schedule", "reap", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(runpod.log) > asked, "it asked Runpod what there is"
+    assert "looked at 1 open jobs" in done.stdout, "the client's, by the text of clients.yaml"
     assert KEY not in done.stdout + done.stderr
+
+
+def test_a_pull_request_reports_on_a_runpod_of_its_own_and_needs_no_key(
+    act: Run, runpod: LocalRunpod, tmp_path: Path
+) -> None:
+    asked = len(runpod.log)
+    done = act("pull_request", "reap", "--env", f"RUNPOD_API_BASE_URL={runpod.url}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report     lorry-forgotten: it has our mark, but " in done.stdout
+    assert "looked at 0 open jobs" in done.stdout
+    assert len(runpod.log) == asked, "the account is not asked"
 
 
 @pytest.mark.timeout(900)

@@ -25,7 +25,7 @@ locals {
 resource "aws_security_group" "machine" {
   #checkov:skip=CKV2_AWS_5:The launch template attaches it; machines come and go outside Terraform
   name        = "${var.prefix}-trainer"
-  description = "GPU machines: out over HTTPS, nothing in but from each other with EFA"
+  description = "GPU machines: out over HTTPS, nothing in but from each other"
   vpc_id      = var.network.vpc_id
   tags        = local._tags
 }
@@ -40,22 +40,19 @@ resource "aws_vpc_security_group_egress_rule" "https" {
   tags              = local._tags
 }
 
-# EFA needs all traffic between members of the group, in both directions.
-resource "aws_vpc_security_group_egress_rule" "efa" {
-  count = var.cluster.efa_cards > 0 ? 1 : 0
-
+# The machines of one job meet on any port: over TCP, and over EFA, which needs all traffic in both directions. Without a
+# condition: any room may be asked for several nodes, and nothing but these machines is in the group.
+resource "aws_vpc_security_group_egress_rule" "nodes" {
   security_group_id            = aws_security_group.machine.id
-  description                  = "EFA to the other machines"
+  description                  = "To the other machines"
   referenced_security_group_id = aws_security_group.machine.id
   ip_protocol                  = "-1"
   tags                         = local._tags
 }
 
-resource "aws_vpc_security_group_ingress_rule" "efa" {
-  count = var.cluster.efa_cards > 0 ? 1 : 0
-
+resource "aws_vpc_security_group_ingress_rule" "nodes" {
   security_group_id            = aws_security_group.machine.id
-  description                  = "EFA from the other machines"
+  description                  = "From the other machines"
   referenced_security_group_id = aws_security_group.machine.id
   ip_protocol                  = "-1"
   tags                         = local._tags

@@ -1,7 +1,12 @@
 output "launch_template_id" {
   description = "Launch template, once its role may read and its group lets it out."
   value       = aws_launch_template.this.id
-  depends_on  = [aws_iam_role_policy.machine, aws_vpc_security_group_egress_rule.https]
+  depends_on = [
+    aws_iam_role_policy.machine,
+    aws_vpc_security_group_egress_rule.https,
+    aws_vpc_security_group_egress_rule.nodes,
+    aws_vpc_security_group_ingress_rule.nodes,
+  ]
 }
 
 output "subnet_ids" {

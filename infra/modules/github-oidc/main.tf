@@ -20,7 +20,7 @@ resource "aws_iam_openid_connect_provider" "github" {
 resource "aws_iam_role" "actions" {
   name                 = "${var.prefix}-github-actions"
   description          = "GitHub Actions of ${local._by_name}"
-  max_session_duration = 3600
+  max_session_duration = 6 * 3600 # the longest job on GitHub's machines; a workflow asks for one hour unless it says more
   tags                 = local._tags
 
   assume_role_policy = jsonencode({

@@ -25,7 +25,7 @@ variable "region" {
 }
 
 variable "network" {
-  description = "VPC, private subnets that get an address of each service, and the route tables through which they reach S3."
+  description = "VPC, private subnets that get an address of each service (one per availability zone: AWS refuses two), and the route tables through which they reach S3."
   type = object({
     vpc_id          = string
     subnet_ids      = list(string)

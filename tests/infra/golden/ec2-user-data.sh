@@ -9,7 +9,7 @@ trap 'shutdown -h now' EXIT
 readonly LAUNCH=/run/lorry.env SCRATCH=/opt/dlami/nvme
 mkdir -p "$SCRATCH" && chmod 1777 "$SCRATCH"
 umask 077
-export AWS_DEFAULT_REGION=us-east-1
+export AWS_DEFAULT_REGION=us-east-1 AWS_STS_REGIONAL_ENDPOINTS=regional
 
 # The launcher learns the instance id only after the start, so the file appears some seconds later: wait 10 minutes.
 # It holds the job's variables, one NAME=value a line: LORRY_STORE, LORRY_JOB and the session that reaches this job only.

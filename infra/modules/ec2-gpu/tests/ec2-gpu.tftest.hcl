@@ -37,6 +37,14 @@ run "defaults_correct" {
     condition     = length(aws_launch_template.this.network_interfaces) == 1
     error_message = "One machine needs no EFA."
   }
+  assert {
+    condition = (
+      aws_vpc_security_group_ingress_rule.nodes.referenced_security_group_id == aws_security_group.machine.id &&
+      aws_vpc_security_group_egress_rule.nodes.referenced_security_group_id == aws_security_group.machine.id &&
+      aws_vpc_security_group_ingress_rule.nodes.ip_protocol == "-1" && aws_vpc_security_group_egress_rule.nodes.ip_protocol == "-1"
+    )
+    error_message = "Machines of one job must reach each other in every room, also without EFA."
+  }
 }
 
 run "cluster_correct" {
@@ -48,10 +56,6 @@ run "cluster_correct" {
   assert {
     condition     = length(aws_launch_template.this.network_interfaces) == 4
     error_message = "The ordinary interface and one EFA device per card."
-  }
-  assert {
-    condition     = length(aws_vpc_security_group_ingress_rule.efa) == 1
-    error_message = "EFA machines must reach each other."
   }
   assert {
     condition     = length(aws_placement_group.this) == 1

@@ -16,6 +16,10 @@ run "name_only_correct" {
     condition     = output.subjects == ["repo:acme/lorry:environment:prod"]
     error_message = "An old repository signs with its name."
   }
+  assert {
+    condition     = aws_iam_role.actions.max_session_duration == 21600
+    error_message = "A workflow watches a training for up to 350 minutes."
+  }
 }
 
 run "ids_correct" {

@@ -1,0 +1,38 @@
+"""What pull requests never meet, what the reaper looks after, and how long keys last."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.backends import RENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = {path.stem: path.read_text() for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))}
+JOBS = {(name, job): body for name, text in TEXTS.items() for job, body in yaml.safe_load(text)["jobs"].items()}
+REAP: dict[str, Any] = JOBS["reap", "reap"]
+
+
+def test_a_pull_request_meets_neither_the_role_nor_a_key() -> None:
+    report = JOBS["reap", "report"]
+    assert "environment" not in report
+    assert report["permissions"] == {"contents": "read"}
+    assert not re.search(r"secrets\.|vars\.", str(report))
+    assert REAP["if"] == "github.event_name != 'pull_request'"
+
+
+def test_the_reaper_knows_all_that_the_rooms_say() -> None:
+    said = set(re.findall(r'^    "(\w+)": "', (ROOT / "scripts/env.py").read_text(), re.MULTILINE))
+    assert {"LORRY_STORE", *RENTS.values()} <= said | {"RUNPOD_API_KEY"}
+    assert said - {"RUNPOD_SERVING_ENDPOINT_ID"} <= set(REAP["env"])
+
+
+def test_the_keys_of_a_training_outlive_the_job_that_watches_it() -> None:
+    train = JOBS["train", "train"]
+    asked = next(s["with"]["role-duration-seconds"] for s in train["steps"] if "role-to-assume" in s.get("with", {}))
+    module = (ROOT / "infra/modules/github-oidc/main.tf").read_text()
+    assert train["timeout-minutes"] * 60 <= asked == 6 * 3600
+    assert "max_session_duration = 6 * 3600" in module
