@@ -70,7 +70,8 @@ class Data(Strict):
     trained with the empty thought that the template writes, so that the adapter answers at once."""
     after_training: Literal["keep", "delete"] = "keep"
     """delete: once the adapter is proved and stored, the job's copy of the set is erased, every old version of it; its
-    hashes stay on record, and up to 4 conversations as token ids, by which a merged or served adapter is proved."""
+    hashes stay on record, and up to 4 conversations as token ids, by which a merged or served adapter is proved. No
+    answers are written side by side then."""
 
 
 class Training(Strict):
@@ -159,6 +160,11 @@ class Recipe(Strict):
             raise ValueError(
                 "training.optimizer adamw_8bit with engine zero3; zero3 splits the optimizer's state over the GPUs "
                 "instead: use adamw, or engine replica"
+            )
+        if self.data.after_training == "delete" and self.evaluation.min_win_rate is not None:
+            raise ValueError(
+                f"evaluation.min_win_rate {self.evaluation.min_win_rate:g} with data.after_training delete; a judge "
+                "reads answers to conversations, and none is kept: set min_win_rate to null, or keep the set"
             )
         if train.micro_tokens is not None:
             if train.micro_tokens < self.data.max_tokens:

@@ -21,6 +21,7 @@ from recipes.job import File, LaunchSpec, Manifest
 from recipes.recipe import Evaluation
 from scripts.adapter import MANIFEST
 from scripts.errors import InputError, NotFound, Problem, Refused, VerificationFailed
+from scripts.forget import RECORD as DATA_ERASED
 from scripts.job_folder import read_job
 from scripts.judge import Judge, judge_answers
 from scripts.machine import trainer_environment, trains_on_cpu
@@ -169,6 +170,9 @@ def _means(scores: Sequence[TextScore]) -> tuple[float, float]:
 
 def _measured(store: Store, spec: LaunchSpec, models: Path, environment: Mapping[str, str]) -> Scores:
     """Runs trainer.evaluate on the job folder, or on a copy of what it needs where the job lies in a bucket."""
+    if store.read(f"{spec.job_id}/{DATA_ERASED}") is not None:
+        got = "never measured, and its training set was erased as its recipe asks"
+        raise Refused(Problem(f"job {spec.job_id}", got, "train again, or put it live with --override REASON"))
     model = _base_model(spec, models)
     with tempfile.TemporaryDirectory(prefix="lorry-evaluate-") as temporary:
         job = store.root / spec.job_id if isinstance(store, FileStore) else Path(temporary)

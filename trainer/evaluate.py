@@ -51,6 +51,8 @@ def measure(model: Any, job: Path, model_folder: Path, spec: LaunchSpec, result:
     count = spec.valid_examples
     held_out = read_examples(path, spec.valid_sha256, count, chat, limit) if count else []
     chosen = spread(held_out, MOST_HELD_OUT)
+    # No text of a set that shall be erased is copied.
+    shown = spread(held_out, MOST_ANSWERS) if spec.recipe.data.after_training == "keep" else []
     general = [_general(number, question, answer, chat) for number, (question, answer) in enumerate(questions.items())]
     give_up = started + LIMIT_SECONDS
     general_scores = _general_scores(model, general, chat.pad_id)
@@ -63,7 +65,7 @@ def measure(model: Any, job: Path, model_folder: Path, spec: LaunchSpec, result:
         held_out=held_out_scores,
         held_out_total=len(held_out),
         general=general_scores,
-        answers=_answers(model, path, spread(held_out, MOST_ANSWERS), chat) if held_out else (),
+        answers=_answers(model, path, shown, chat) if shown else (),
         answer_tokens=ANSWER_TOKENS,
         seconds=time.monotonic() - started,
     )

@@ -20,7 +20,7 @@ from scripts.push import push
 from scripts.store import FileStore, Store
 from scripts.store.base import READ_BYTES
 
-RECORDS = ("status.json", "metrics.jsonl", "result.json", "proof.json", "probe.safetensors")
+RECORDS = ("status.json", "metrics.jsonl", "result.json", "proof.json", "scores.json", "probe.safetensors")
 "What the trainer knows of the job so far; others watch it while the job runs."
 CHECKPOINTS = "checkpoints"
 _CHECKPOINT = re.compile(r"^step-(\d{1,12})$")

@@ -15,6 +15,7 @@ from pathlib import Path
 from recipes.job import LaunchSpec
 from recipes.preparation import Plan
 from scripts.errors import Conflict, Problem
+from scripts.forget import SETS
 from scripts.gateway.budget import reserve
 from scripts.gateway.clients import Client
 from scripts.gateway.contact import Look, look, relaunch
@@ -23,6 +24,7 @@ from scripts.gateway.records import Successor, as_bytes, read
 from scripts.gateway.views import phase_of
 from scripts.job_folder import download_folder
 from scripts.launch import launch
+from scripts.store.erase import erase
 
 
 def retry(door: Door, client: Client, client_id: str) -> Look:
@@ -52,3 +54,5 @@ def _succeed(door: Door, found: Look, spec: LaunchSpec) -> None:
         again_spec = spec.model_copy(update={"job_id": job_id})
         launch(room.jobs, again_spec, plan, Path(folder), door.backend(spec.backend), door.now())
         room.jobs.create(f"{failed}/retry.json", as_bytes(Successor(job_id=job_id, at=door.now())))
+        if spec.recipe.data.after_training == "delete":  # the successor has its own copy
+            erase(f"{room.jobs.url}/{failed}/data", SETS)

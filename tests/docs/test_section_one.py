@@ -91,6 +91,8 @@ def walk(
     copy = copy_of_the_repository(tmp_path / "lorry")
     aws = tool_environment("awscli==1.46.3") / "bin"
     programs = put_programs(tmp_path / "bin", aws=f'exec {aws}/python {aws}/aws "$@"')
+    for user in ("lorry-front-door", "lorry-machines"):  # step 5
+        client(aws_fake, "iam").create_user(UserName=user)
     ec2 = client(aws_fake, "ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnet = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"][0]["SubnetId"]
@@ -115,8 +117,8 @@ def walk(
         "YOUR_VPC": vpc,
         "YOUR_SUBNET": subnet,
         "YOU@EXAMPLE.COM": "someone@example.com",
-        "FRONT_DOOR_KEY_ID": "testing",
-        "FRONT_DOOR_SECRET": "testing",
+        "MACHINES_KEY_ID": "testing",
+        "MACHINES_SECRET": "testing",
         "YOUR_VOLUME_KEY_ID": "testing",
         "YOUR_VOLUME_SECRET": "testing",
         "https://s3api-us-mo-1.runpod.io": aws_fake,

@@ -52,7 +52,7 @@ def test_an_aws_room_is_made_kept_changed_and_removed(environment, aws_tf, aws_f
     assert not root.plan(), "a second plan must find nothing to do"
 
     room = read_outputs(root.root, root.env)
-    s3, bucket = client(aws_fake, "s3"), room["store_url"].removeprefix("s3://")
+    s3, bucket = client(aws_fake, "s3"), room["store_url"].removeprefix("s3://").removesuffix("/jobs")
     assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
     rule = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"][0]
     assert rule["ApplyServerSideEncryptionByDefault"]["KMSMasterKeyID"] == room["kms_key_arn"]

@@ -38,6 +38,7 @@ class Room:
     url: str
     resources: dict[str, dict[str, Any]]
     session_template: str
+    store_url: str
 
     def document(self, address, field="policy"):
         return json.loads(self.resources[address][field])
@@ -77,8 +78,11 @@ def room(base_env, aws_provider, aws_server, tmp_path_factory):
     terraform("init", "-input=false", f"-backend-config=bucket={STATE_BUCKET}", f"-backend-config=region={REGION}")
     terraform("apply", "-input=false", "-auto-approve", *(f"-target={target}" for target in TARGETS))
     state = json.loads(terraform("show", "-json"))["values"]["root_module"]
-    template = json.loads(terraform("console", said="module.room.trainer_session_policy\n"))
-    return Room(aws_server, dict(_resources(state)), template)
+    template, store = (
+        json.loads(terraform("console", said=f"module.room.{name}\n"))
+        for name in ("trainer_session_policy", "store_url")
+    )
+    return Room(aws_server, dict(_resources(state)), template, store)
 
 
 def _resources(module):
@@ -90,33 +94,56 @@ def _resources(module):
 
 def test_a_trainer_session_reaches_its_own_job_and_no_other(room):
     role = room.role("module.store.aws_iam_role.trainer")
-    session = room.session("clients/acme/jobs/j1")
+    session = room.session("jobs/clients/acme/jobs/j1")
 
     def may(action, key):
         return is_allowed(action, f"{room.bucket}/{key}", role, session)
 
     for action in ("s3:GetObject", "s3:PutObject", "s3:PutObjectTagging", "s3:AbortMultipartUpload"):
-        assert may(action, "clients/acme/jobs/j1/adapter/adapter_model.safetensors")
-        for other in ("clients/acme/jobs/j2/x", "clients/acme/jobs/j11/x", "clients/other/jobs/j1/x", "machines/i/x"):
+        assert may(action, "jobs/clients/acme/jobs/j1/adapter/adapter_model.safetensors")
+        for other in (
+            "jobs/clients/acme/jobs/j2/x",
+            "jobs/clients/acme/jobs/j11/x",
+            "jobs/clients/other/jobs/j1/x",
+            "machines/i/x",
+        ):
             assert not may(action, other)
     assert may("s3:GetObject", "models/Qwen/config.json")
     assert not may("s3:PutObject", "models/Qwen/config.json"), "a job must not change the base model of others"
-    assert may("s3:DeleteObject", "clients/acme/jobs/j1/checkpoints/step-10/x")
-    assert not may("s3:DeleteObject", "clients/acme/jobs/j1/adapter/x")
-    assert is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j2/x", role), "the session is what narrows it"
+    assert may("s3:DeleteObject", "jobs/clients/acme/jobs/j1/checkpoints/step-10/x")
+    assert not may("s3:DeleteObject", "jobs/clients/acme/jobs/j1/adapter/x")
+    assert is_allowed("s3:GetObject", f"{room.bucket}/jobs/clients/acme/jobs/j2/x", role), (
+        "the session is what narrows it"
+    )
 
 
 def test_a_trainer_session_lists_its_own_job_only(room):
     role = room.role("module.store.aws_iam_role.trainer")
-    session = room.session("clients/acme/jobs/j1")
-    for prefix, expected in [("clients/acme/jobs/j1/", True), ("clients/acme/jobs/j2/", False), ("", False)]:
+    session = room.session("jobs/clients/acme/jobs/j1")
+    for prefix, expected in [("jobs/clients/acme/jobs/j1/", True), ("jobs/clients/acme/jobs/j2/", False), ("", False)]:
         context = {"s3:prefix": prefix}
         assert is_allowed("s3:ListBucket", room.bucket, role, session, context=context) is expected
     assert not is_allowed("s3:ListBucket", room.bucket, role, session)
 
 
+@pytest.mark.parametrize("name", ["gateway", "trainer"])
+def test_the_address_that_the_room_gives_is_one_its_roles_may_use(name, room):
+    """What `lorry env` writes as LORRY_STORE, with a job below it, and a job of a client of the front door."""
+    root, role = room.store_url.replace("s3://", "arn:aws:s3:::"), room.role(f"module.store.aws_iam_role.{name}")
+    for job in ("rehearsal-1", "clients/acme/jobs/j1"):
+        for action in ("s3:GetObject", "s3:PutObject"):
+            assert is_allowed(action, f"{root}/{job}/launch.json", role)
+        assert is_allowed("s3:ListBucket", room.bucket, role, context={"s3:prefix": f"jobs/{job}/"})
+
+
+def test_a_machine_writes_no_record_of_those_who_launch(room):
+    role = room.role("module.store.aws_iam_role.trainer")
+    for record in ("_audit/head.json", "_serving/main/1.json", "clients/acme/notes/_audit/head.json"):
+        assert not is_allowed("s3:PutObject", f"{room.bucket}/jobs/{record}", role)
+
+
 def test_the_session_policy_fits_into_what_sts_takes(room):
-    longest = "clients/" + "c" * 64 + "/jobs/" + "j" * 64
+    longest = "jobs/clients/" + "c" * 64 + "/jobs/" + "j" * 64
     assert len(json.dumps(room.session(longest), separators=(",", ":"))) <= 2048
 
 
@@ -124,7 +151,7 @@ def test_the_session_policy_fits_into_what_sts_takes(room):
 def test_nobody_fetches_without_tls(role, room):
     policies = room.role(f"module.store.aws_iam_role.{role}")
     wall = room.document("module.store.aws_s3_bucket_policy.this")
-    adapter = f"{room.bucket}/clients/acme/jobs/j1/adapter/adapter_model.safetensors"
+    adapter = f"{room.bucket}/jobs/clients/acme/jobs/j1/adapter/adapter_model.safetensors"
     assert is_allowed("s3:GetObject", adapter, policies, bucket=wall)
     assert not is_allowed("s3:GetObject", adapter, policies, bucket=wall, context={"aws:SecureTransport": "false"})
 
@@ -171,7 +198,7 @@ def test_github_lets_in_this_repository_and_no_other(subject, audience, expected
 def test_the_gateway_serves_every_client_and_nothing_else(room):
     role = room.role("module.store.aws_iam_role.gateway")
     for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"):
-        assert is_allowed(action, f"{room.bucket}/clients/acme/jobs/j1/x", role)
+        assert is_allowed(action, f"{room.bucket}/jobs/clients/acme/jobs/j1/x", role)
         assert not is_allowed(action, f"arn:aws:s3:::{STATE_BUCKET}/dev/aws.tfstate", role)
     assert is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role)
     assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role)
@@ -187,7 +214,7 @@ def test_actions_build_launch_and_look_after_jobs_and_nothing_else(room):
     role = room.role("module.github.aws_iam_role.actions")
     image = room.resources['module.registry.aws_ecr_repository.this["trainer"]']["arn"]
     assert is_allowed("ecr:PutImage", image, role)
-    assert is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j1/status.json", role)
+    assert is_allowed("s3:GetObject", f"{room.bucket}/jobs/clients/acme/jobs/j1/status.json", role)
     for action, resource in [
         ("ecr:PutImage", image + "-of-another"),
         ("ecr:DeleteRepository", image),
@@ -211,7 +238,7 @@ def test_roles_are_taken_by_those_who_were_named(room):
 
 def test_the_reader_fetches_adapters_and_nothing_else(room):
     role = room.role("module.store.aws_iam_role.reader[0]")
-    job = f"{room.bucket}/clients/acme/jobs/j1"
+    job = f"{room.bucket}/jobs/clients/acme/jobs/j1"
     assert is_allowed("s3:GetObject", f"{job}/adapter/adapter_model.safetensors", role)
     assert is_allowed("s3:GetObject", f"{job}/manifest.json", role)
     for action, resource in [
@@ -221,7 +248,7 @@ def test_the_reader_fetches_adapters_and_nothing_else(room):
         ("s3:DeleteObject", f"{job}/adapter/x"),
         ("s3:ListBucket", room.bucket),
     ]:
-        assert not is_allowed(action, resource, role, context={"s3:prefix": "clients/acme/"})
+        assert not is_allowed(action, resource, role, context={"s3:prefix": "jobs/clients/acme/"})
 
 
 def test_a_machine_reads_its_own_launch_folder_and_no_clients_data(room):
@@ -229,7 +256,7 @@ def test_a_machine_reads_its_own_launch_folder_and_no_clients_data(room):
     me = {"aws:userid": "AROA:i-1"}
     assert is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role, context=me)
     assert not is_allowed("s3:GetObject", f"{room.bucket}/machines/AROA:i-2/launch.env", role, context=me)
-    assert not is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j1/train.jsonl", role, context=me)
+    assert not is_allowed("s3:GetObject", f"{room.bucket}/jobs/clients/acme/jobs/j1/train.jsonl", role, context=me)
     assert not is_allowed("s3:PutObject", f"{room.bucket}/machines/AROA:i-1/launch.env", role, context=me)
     assert not is_allowed("ec2:RunInstances", "*", role, context=me)
     image = room.resources['module.registry.aws_ecr_repository.this["trainer"]']["arn"]
@@ -259,7 +286,7 @@ def test_the_sagemaker_role_passes_the_sdk_check_and_is_for_this_account(room):
     role = room.role("module.sagemaker.aws_iam_role.execution")
     for action in ("ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", "ec2:DescribeVpcs"):
         assert is_allowed(action, "*", role)
-    assert is_allowed("s3:GetObject", f"{room.bucket}/clients/acme/jobs/j1/train.jsonl", role)
+    assert is_allowed("s3:GetObject", f"{room.bucket}/jobs/clients/acme/jobs/j1/train.jsonl", role)
     assert not is_allowed("s3:GetObject", f"arn:aws:s3:::{STATE_BUCKET}/dev/aws.tfstate", role)
     trust = room.document("module.sagemaker.aws_iam_role.execution", "assume_role_policy")
     for account, expected in [(ACCOUNT, True), ("210987654321", False)]:
@@ -290,7 +317,7 @@ def test_the_local_aws_enforces_the_same(room):
     """Real requests under the roles, with enforcement on: signatures and role policies count."""
     bucket = room.bucket.removeprefix("arn:aws:s3:::")
     s3, sts = client(room.url, "s3"), client(room.url, "sts")
-    job = "clients/acme/jobs/j1"
+    job = "jobs/clients/acme/jobs/j1"
     s3.put_object(Bucket=bucket, Key=f"{job}/train.jsonl", Body=b"x")
     s3.put_object(Bucket=bucket, Key=f"{job}/adapter/a", Body=b"x")
     taken = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from recipes.evaluation import Answer, Assessment, Override, Scores, TextScore, 
 from recipes.job import LaunchSpec, read_record, write_record
 from recipes.recipe import Evaluation
 from scripts.errors import InputError, NotFound, ProviderError, Refused
-from scripts.evaluate import assess, promotable
+from scripts.evaluate import assess, evaluate, promotable
 from scripts.judge import Judge, judge_answers, required_judge
 from scripts.store import open_store
 
@@ -167,6 +168,13 @@ def test_a_trained_adapter_is_measured_and_passes_and_its_report_shows_both_answ
     assert "Answers side by side" in page
     assert "Evaluation <span class='good'>passed" in page
     assert promotable(open_store(desk.store.as_uri()), "good-1").override is None
+
+
+def test_an_adapter_that_was_never_measured_and_whose_set_is_erased_is_refused_with_the_reason(desk: Any) -> None:
+    (desk.job("good-1") / "scores.json").unlink()
+    (desk.job("good-1") / "data_erased.json").write_text("{}")
+    with pytest.raises(Refused, match="its training set was erased as its recipe asks"):
+        evaluate(open_store(desk.store.as_uri()), "good-1", desk.models, os.environ, now=1.0)
 
 
 def test_the_losses_are_those_of_the_trainers_own_probe(desk: Any) -> None:

@@ -42,7 +42,7 @@ output "trainer_policy_arn" {
 }
 
 output "trainer_session_policy" {
-  description = "Session policy as JSON text: put the job's prefix (clients/CLIENT/jobs/JOB) in place of JOB_PREFIX."
+  description = "Session policy as JSON text: put the job's prefix (jobs/JOB, or jobs/clients/CLIENT/jobs/JOB) in place of JOB_PREFIX."
   value       = jsonencode(local._trainer.session)
 }
 

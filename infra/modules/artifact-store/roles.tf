@@ -1,7 +1,8 @@
-# Layout of the bucket: clients/CLIENT/jobs/JOB/..., models/..., machines/ROLE_ID:INSTANCE_ID/launch.env
+# Layout of the bucket: jobs/JOB/... of the terminal, jobs/clients/CLIENT/jobs/JOB/... of the front door, models/...,
+# machines/ROLE_ID:INSTANCE_ID/launch.env. What begins with _ below jobs/ are records of those who launch.
 locals {
   _bucket  = aws_s3_bucket.this.arn
-  _jobs    = "${local._bucket}/clients/*/jobs/*"
+  _jobs    = "${local._bucket}/jobs/*"
   _models  = "${local._bucket}/models/*"
   _read    = ["s3:GetObject", "s3:GetObjectTagging"]
   _write   = ["s3:PutObject", "s3:PutObjectTagging", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
@@ -10,7 +11,7 @@ locals {
   _via_s3  = { StringEquals = { "kms:ViaService" = "s3.${var.region}.amazonaws.com" } }
 
   # What a job may do, for any place that names one job or all of them.
-  _trainer = { for place, job in { role = "clients/*/jobs/*", session = "JOB_PREFIX" } : place => {
+  _trainer = { for place, job in { role = "jobs/*", session = "JOB_PREFIX" } : place => {
     Version = "2012-10-17"
     Statement = [
       { Sid = "Work", Effect = "Allow", Action = concat(local._read, local._write), Resource = "${local._bucket}/${job}/*" },
@@ -20,6 +21,12 @@ locals {
       { Sid = "Key", Effect = "Allow", Action = local._encrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
     ]
   } }
+
+  # No job writes the audit, what is served, or what was deleted.
+  _records = [for place in ["_*", "clients/*/jobs/_*", "clients/*/notes/*"] : "${local._bucket}/jobs/${place}"]
+  _trainer_role = merge(local._trainer.role, { Statement = concat(local._trainer.role.Statement, [
+    { Sid = "Records", Effect = "Deny", Action = ["s3:PutObject", "s3:DeleteObject"], Resource = local._records },
+  ]) })
 }
 
 locals {
@@ -32,13 +39,13 @@ locals {
 resource "aws_iam_policy" "trainer" {
   name        = "${var.prefix}-trainer"
   description = "What a training job does in the artifact store; a session policy narrows it to one job"
-  policy      = jsonencode(local._trainer.role)
+  policy      = jsonencode(local._trainer_role)
   tags        = local._tags
 }
 
 resource "aws_iam_role" "gateway" {
   name               = "${var.prefix}-gateway"
-  description        = "The front door: every client's jobs"
+  description        = "The front door: all jobs"
   assume_role_policy = jsonencode(local._trust.gateway)
   tags               = local._tags
 }
@@ -78,23 +85,31 @@ resource "aws_iam_role_policy_attachment" "gateway" {
   policy_arn = aws_iam_policy.gateway.arn
 }
 
+resource "aws_iam_user_policy_attachment" "this" {
+  for_each = { for user, policy in {
+    front_door = aws_iam_policy.gateway.arn
+    machines   = aws_iam_policy.trainer.arn
+  } : user => policy if var.users[user] != null }
+
+  user       = var.users[each.key]
+  policy_arn = each.value
+}
+
 resource "aws_iam_policy" "gateway" {
   name        = "${var.prefix}-gateway"
-  description = "Every client's jobs: for the front door, and for the cron that looks after jobs"
+  description = "All jobs: for the front door, and for the cron that looks after jobs"
   tags        = local._tags
 
   policy = jsonencode({
     Version = "2012-10-17"
     Statement = [
-      { Sid = "Clients", Effect = "Allow", Action = concat(local._read, local._write, ["s3:DeleteObject", "s3:DeleteObjectVersion"]), Resource = "${local._bucket}/clients/*" },
-      # Only unfinished uploads below clients/ can be ended; their list cannot be narrowed to a prefix.
+      { Sid = "Jobs", Effect = "Allow", Action = concat(local._read, local._write, ["s3:DeleteObject", "s3:DeleteObjectVersion"]), Resource = local._jobs },
+      # Only unfinished uploads below jobs/ can be ended or gone on with; their list cannot be narrowed to a prefix.
       { Sid = "Unfinished", Effect = "Allow", Action = "s3:ListBucketMultipartUploads", Resource = local._bucket },
       { Sid = "Launch", Effect = "Allow", Action = ["s3:PutObject", "s3:DeleteObject"], Resource = "${local._bucket}/machines/*" },
       { Sid = "Models", Effect = "Allow", Action = local._read, Resource = local._models },
-      { Sid = "List", Effect = "Allow", Action = ["s3:ListBucket", "s3:ListBucketVersions"], Resource = local._bucket, Condition = { StringLike = { "s3:prefix" = ["clients/*", "models/*"] } } },
+      { Sid = "List", Effect = "Allow", Action = ["s3:ListBucket", "s3:ListBucketVersions"], Resource = local._bucket, Condition = { StringLike = { "s3:prefix" = ["jobs/*", "models/*"] } } },
       { Sid = "Key", Effect = "Allow", Action = local._encrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
-      # S3 knows no prefix for this list.
-      { Sid = "ResumeUploads", Effect = "Allow", Action = "s3:ListBucketMultipartUploads", Resource = local._bucket },
       { Sid = "HandOutJobs", Effect = "Allow", Action = "sts:AssumeRole", Resource = aws_iam_role.trainer.arn },
     ]
   })

@@ -6,6 +6,7 @@ module "store" {
   region             = var.region
   bucket_name        = var.bucket_name
   gateway_principals = var.gateway_principals
+  users              = var.users
   reader_principals  = var.reader_principals
   retention          = var.retention
   force_destroy      = var.force_destroy

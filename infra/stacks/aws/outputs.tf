@@ -4,8 +4,8 @@ output "region" {
 }
 
 output "store_url" {
-  description = "The artifact store; LORRY_STORE of a client is this with /clients/CLIENT/jobs added."
-  value       = "s3://${module.store.bucket}"
+  description = "LORRY_STORE: where jobs live; a client's are below it, in clients/CLIENT/jobs."
+  value       = "s3://${module.store.bucket}/jobs"
 }
 
 output "kms_key_arn" {

@@ -50,6 +50,15 @@ variable "gateway_principals" {
   type        = list(string)
 }
 
+variable "users" {
+  description = "Names of IAM users that get the rights themselves: front_door those of the gateway, machines those of a training job (for keys on machines that no front door starts)."
+  type = object({
+    front_door = optional(string)
+    machines   = optional(string)
+  })
+  default = {}
+}
+
 variable "reader_principals" {
   description = "ARNs of the IAM users or roles that may fetch finished adapters."
   type        = list(string)

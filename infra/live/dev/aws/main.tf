@@ -28,6 +28,7 @@ module "room" {
   tags               = { environment = "dev" }
   bucket_name        = var.bucket_name
   gateway_principals = var.gateway_principals
+  users              = var.users
   reader_principals  = var.reader_principals
   github             = merge(var.github, { subjects = ["environment:dev", "environment:train", "environment:reap", "ref:refs/heads/main"] })
   network            = var.network

@@ -28,6 +28,7 @@ module "room" {
   tags               = { environment = "prod" }
   bucket_name        = var.bucket_name
   gateway_principals = var.gateway_principals
+  users              = var.users
   reader_principals  = var.reader_principals
   github             = merge(var.github, { subjects = ["environment:prod", "environment:train", "environment:reap"] })
   network            = var.network

@@ -53,6 +53,17 @@ run "gateway_principals_incorrect" {
   expect_failures = [var.gateway_principals]
 }
 
+run "users_correct" {
+  command = plan
+  variables {
+    users = { machines = "lorry-machines" }
+  }
+  assert {
+    condition     = keys(aws_iam_user_policy_attachment.this) == ["machines"]
+    error_message = "Only the named user may get rights."
+  }
+}
+
 run "readers_correct" {
   command = plan
   variables {
