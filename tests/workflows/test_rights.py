@@ -1,4 +1,4 @@
-"""What pull requests never meet, what the reaper looks after, and how long keys last."""
+"""Which runs may take the role of AWS, what pull requests never meet, and what the reaper looks after."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from scripts.backends import RENTS
@@ -14,6 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path.stem: path.read_text() for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))}
 JOBS = {(name, job): body for name, text in TEXTS.items() for job, body in yaml.safe_load(text)["jobs"].items()}
 REAP: dict[str, Any] = JOBS["reap", "reap"]
+
+
+@pytest.mark.parametrize("room", ["dev", "prod"])
+def test_a_room_lets_in_every_job_that_takes_its_role_and_nobody_else(room: str) -> None:
+    found = re.search(r"subjects = \[(.*?)\]", (ROOT / f"infra/live/{room}/aws/main.tf").read_text())
+    assert found
+    takers = [body for body in JOBS.values() if "vars.LORRY_ROLE_ARN" in str(body)]
+    subjects = {
+        f"environment:{job['environment']}" if "environment" in job else "ref:refs/heads/main" for job in takers
+    }
+    assert set(re.findall(r'"(.*?)"', found[1])) == subjects
 
 
 def test_a_pull_request_meets_neither_the_role_nor_a_key() -> None:

@@ -30,7 +30,7 @@ module "room" {
   gateway_principals = var.gateway_principals
   users              = var.users
   reader_principals  = var.reader_principals
-  github             = merge(var.github, { subjects = ["environment:prod", "environment:train", "environment:reap"] })
+  github             = merge(var.github, { subjects = ["environment:train", "environment:reap", "ref:refs/heads/main"] })
   network            = var.network
   trainer_digest     = var.trainer_digest
   budget             = var.budget
