@@ -121,8 +121,8 @@ export class Lorry {
   private readonly url: string;
   private readonly headers: Record<string, string>;
   private readonly reporter = crypto.randomUUID();
-  private inference: { at: number; value: Inference } | undefined;
-  private counts = new Map<string, { window: number; sentAt: number; answered: number; failed: number }>();
+  private inference: { at: number; value: Promise<Inference> } | undefined;
+  private counts = new Map<string, { window: number; answered: number; failed: number }>();
 
   constructor(options: { url: string; key: string }) {
     this.url = options.url.replace(/\/+$/, "");
@@ -132,7 +132,7 @@ export class Lorry {
   /** Starts a training. The same job_id or idempotency key never starts two; another body under it is a conflict. */
   submit(job: TrainingJob, options: { idempotencyKey?: string } = {}): Promise<Submitted> {
     const headers = options.idempotencyKey ? { "Idempotency-Key": options.idempotencyKey } : {};
-    return this.call("POST", "/run", { input: job }, headers);
+    return this.call("POST", "/run", { input: job }, { headers });
   }
 
   /** What it would do and cost. Nothing is started. */
@@ -193,18 +193,19 @@ export class Lorry {
   }
 
   /** Where a conversation's chat goes, and by which model's name. The front door is asked at most every 30 seconds;
-   *  where it does not answer, what it said last still holds: no chat waits for it. */
+   *  where it does not answer within three, what it said last still holds. */
   async chatFor(conversation: string): Promise<{ url: string; model: string }> {
     const known = this.inference;
     if (!known || Date.now() - known.at > 30_000) {
-      try {
-        this.inference = { at: Date.now(), value: (await this.adapters()).inference };
-      } catch (error) {
-        if (!known) throw error;
-        this.inference = { ...known, at: Date.now() };
-      }
+      const asked = this.call<{ inference: Inference }>("GET", "/adapters", undefined, soon());
+      const value = asked.then((told) => told.inference).catch((error) => {
+        if (known) return known.value;
+        this.inference = undefined;
+        throw error;
+      });
+      this.inference = { at: Date.now(), value };
     }
-    const { value } = this.inference!;
+    const value = await this.inference!.value;
     if (!value.url || !value.model) throw new LorryError("nothing is served for this client yet", 422, "refused");
     return { url: value.url, model: await modelFor(value, conversation) };
   }
@@ -212,20 +213,16 @@ export class Lorry {
   /** Counts how a chat ended: `answered` is false for an error, no answer or a blank one. Totals go to the front door,
    *  no text; where many fail, `lorry serve --check` goes back to the adapter before. It never throws. */
   async countChat(model: string, answered: boolean): Promise<void> {
-    const [now, reporter] = [Date.now(), this.reporter];
-    const window = Math.floor(now / 300_000);
-    const kept = this.counts.get(model);
-    const total = kept?.window === window ? kept : { window, sentAt: 0, answered: 0, failed: 0 };
-    this.counts.set(model, total);
+    const window = Math.floor(Date.now() / 300_000);
+    let total = this.counts.get(model);
+    if (total?.window !== window) this.counts.set(model, (total = { window, answered: 0, failed: 0 }));
     total[answered ? "answered" : "failed"] += 1;
-    if (answered && now - total.sentAt < 10_000) return; // the next one brings it along
-    total.sentAt = now;
-    const told = { model, reporter, window, answered: total.answered, failed: total.failed };
-    await this.call("POST", "/adapters/outcomes", told).catch(() => undefined);
+    const told = { model, reporter: this.reporter, ...total };
+    await this.call("POST", "/adapters/outcomes", told, soon()).catch(() => undefined);
   }
 
-  private async call<T>(method: string, path: string, body?: unknown, more: Record<string, string> = {}): Promise<T> {
-    const init: RequestInit = { method, headers: { ...this.headers, ...more } };
+  private async call<T>(method: string, path: string, body?: unknown, more: More = {}): Promise<T> {
+    const init: RequestInit = { ...more, method, headers: { ...this.headers, ...more.headers } };
     if (body !== undefined) init.body = JSON.stringify(body);
     const answer = await fetch(this.url + path, init);
     if (!answer.ok) throw await errorOf(answer);
@@ -271,6 +268,9 @@ export async function verifyWebhook<T = Record<string, unknown>>(
   if (!isOurs) throw refuse("its signature is wrong");
   return { delivery: headers.get("lorry-delivery") ?? "", message: JSON.parse(body) as T };
 }
+
+type More = { headers?: Record<string, string>; signal?: AbortSignal };
+const soon = (): More => ({ signal: AbortSignal.timeout(3_000) }); // a chat waits no longer for the front door
 
 async function errorOf(answer: Response): Promise<LorryError> {
   const text = await answer.text();

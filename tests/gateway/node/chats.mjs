@@ -32,8 +32,32 @@ const again = new Lorry({ url: `${front}/v2/lorry`, key });
 for (const id of ids.slice(0, 50)) assert.equal((await again.chatFor(id)).model, chosen[id]);
 assert.equal((await lorry.chatFor("x")).url, "https://llm.example");
 assert.equal((await lorry.adapters()).inference.canary.share, 0.2);
-const [clock, away] = [Date.now, globalThis.fetch];
-Date.now = () => clock() + 60_000;
+const [clock, away, timeout] = [Date.now, globalThis.fetch, AbortSignal.timeout];
+const asked = [];
+const hangs = (url, { signal }) => {
+  asked.push(url);
+  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+};
+const soon = (ms) => {
+  assert.equal(ms, 3_000);
+  const limit = new AbortController();
+  setTimeout(() => limit.abort(), ms / 100);
+  return limit.signal;
+};
+
+// A front door that hangs: all chats of the moment ask it once, and none waits longer than three seconds.
+[globalThis.fetch, AbortSignal.timeout] = [hangs, soon];
+const first = new Lorry({ url: `${front}/v2/lorry`, key });
+const waited = await Promise.allSettled(ids.slice(0, 9).map((id) => first.chatFor(id)));
+assert.deepEqual([waited.every((one) => one.status === "rejected"), asked.length], [true, 1]);
+Date.now = () => clock() + 40_000;
+const told = await Promise.all(ids.slice(0, 9).map((id) => lorry.chatFor(id)));
+assert.deepEqual(told.map((one) => one.model), ids.slice(0, 9).map((id) => chosen[id]));
+assert.equal(asked.length, 2);
+await lorry.countChat(live, false); // does not throw, nor wait
+[globalThis.fetch, AbortSignal.timeout] = [away, timeout];
+assert.equal((await first.chatFor(ids[7])).model, chosen[ids[7]]); // asked anew
+Date.now = () => clock() + 80_000;
 globalThis.fetch = () => Promise.reject(new Error("away"));
 assert.equal((await lorry.chatFor(ids[7])).model, chosen[ids[7]]);
 await lorry.countChat(live, false); // does not throw
@@ -41,13 +65,14 @@ await lorry.countChat(live, false); // does not throw
 const nobody = new Lorry({ url: `${front}/v2/lorry`, key: "brick-key-canary-2" });
 await assert.rejects(nobody.chatFor("x"), (error) => error instanceof LorryError && error.status === 422);
 
-// Totals, of one window however late the clock strikes: two failures and an answer in between; the base is not counted.
+// Totals, of one window however late the clock strikes: two failures and two answers; the base is not counted.
 const now = clock();
 Date.now = () => now;
 const counting = new Lorry({ url: `${front}/v2/lorry`, key });
 await counting.countChat(live, false);
-await counting.countChat(live, true);
 await counting.countChat(live, false);
+await counting.countChat(live, true);
+await counting.countChat(live, true);
 await counting.countChat(canary, false);
 await counting.countChat("lorry/smoke", false);
 console.log(JSON.stringify(chosen));
