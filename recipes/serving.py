@@ -1,14 +1,14 @@
 """The files of a serving place: which adapter is live there, which were before, and everything that was tried.
 
 _serving/PLACE/00000001.json and so on in the store: each is the whole state after one deed, created once.
-_outcomes/JOB/WINDOW/REPORTER.json: how users' own chats with an adapter ended, as counts.
+_outcomes/PLACE/JOB/WINDOW/REPORTER.json: how users' own chats with an adapter ended, as counts.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from recipes.job import Record
 
@@ -18,7 +18,8 @@ Deed = Literal["publish", "canary", "roll back", "reload"]
 class Place(Record):
     """A server of the private model, and how adapters reach it."""
 
-    url: str
+    url: Annotated[str, AfterValidator(lambda url: url.rstrip("/").removesuffix("/v1"))]
+    "Without the /v1 of its routes, which may be given."
     base: str
     "The name of the base model there, which is its id in recipes/models.yaml."
     adapters: str

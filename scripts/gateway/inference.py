@@ -26,7 +26,7 @@ from scripts.gateway.http import Call, Endpoint, endpoint, guarded
 from scripts.gateway.queue import PREFIX
 from scripts.gateway.views import Json
 from scripts.serving.connect import connect
-from scripts.serving.history import history, served_name
+from scripts.serving.history import last_state, served_name
 from scripts.serving.outcomes import Told, keep
 from scripts.serving.publish import Desk, publish, roll_back
 
@@ -82,7 +82,7 @@ def _outcomes(door: Door, call: Call) -> Json:
     at_work = [job for job in (state.live, state.canary) if job] if state else []
     named = next((job for job in at_work if served_name(jobs, job) == told.model), None)
     if named:
-        keep(jobs, named, told, door.now())
+        keep(jobs, PLACE, named, told, door.now())
     return {"counted": named is not None}
 
 
@@ -98,8 +98,7 @@ def _desk(door: Door, call: Call, state: Serving) -> Iterator[Desk]:
 
 
 def _state(door: Door, call: Call) -> Serving | None:
-    states = history(door.room(call.client).jobs, PLACE)
-    return states[-1] if states else None
+    return last_state(door.room(call.client).jobs, PLACE)
 
 
 def _required(door: Door, call: Call) -> Serving:
@@ -135,7 +134,7 @@ def _inference(door: Door, call: Call, state: Serving | None) -> Json:
         return {"url": door.settings.serving_url or None, "model": None, "canary": None}
     canary = {"model": served_name(jobs, state.canary), "share": state.canary_share} if state.canary else None
     model = served_name(jobs, state.live) if state.live else state.place.base
-    return {"url": door.settings.serving_url or state.place.url, "model": model, "canary": canary}
+    return {"url": state.place.url, "model": model, "canary": canary}
 
 
 def _not_here(door: Door) -> Endpoint:

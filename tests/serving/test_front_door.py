@@ -41,8 +41,8 @@ def asked(client: str) -> Request:
 class Front:
     """A front door with two clients of which acme has a job good-1, beside a server of the model."""
 
-    def __init__(self, url: str, store: Path, server: FakeVllm) -> None:
-        self.url, self.store, self.server = url, store, server
+    def __init__(self, url: str, store: Path, server: FakeVllm, at: str) -> None:
+        self.url, self.store, self.server, self.at = url, store, server, at
 
     def __call__(self, method: str, path: str, client: str = "acme", body: Any = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {KEYS[client]}"}
@@ -67,7 +67,7 @@ def front(made: Any, tmp_path: Path) -> Iterator[Front]:
                   outcome="failed")  # fmt: skip
         settings = GatewaySettings(store.as_uri(), (), SECRET, serving_url="https://api.example/v2/s1")
         running, port = serve(create_app(settings, {name: a_client(name) for name in KEYS}))
-        yield Front(f"http://127.0.0.1:{port}", store, server)
+        yield Front(f"http://127.0.0.1:{port}", store, server, at)
         running.should_exit = True
     worker.close()
 
@@ -76,7 +76,7 @@ def front(made: Any, tmp_path: Path) -> Iterator[Front]:
 def test_a_client_promotes_its_own_adapter_alone_and_hears_where_its_chat_goes(front: Front, made: Any) -> None:
     listed = front("GET", "/adapters").json()
     assert [(a["id"], a["evaluation"], a["live"]) for a in listed["adapters"]] == [("good-1", "none", False)]
-    assert listed["inference"] == {"url": "https://api.example/v2/s1", "model": BASE, "canary": None}
+    assert listed["inference"] == {"url": front.at, "model": BASE, "canary": None}
     unproven = front("POST", "/adapters/good-1/promote")
     assert (unproven.status_code, "not evaluated" in unproven.text) == (422, True)
 
@@ -106,3 +106,19 @@ def test_a_server_that_ignores_the_adapter_is_a_refusal_and_the_old_one_stays(fr
     assert (refused.status_code, "the adapter is ignored" in refused.text) == (422, True)
     assert front("GET", "/adapters").json()["inference"]["model"] == BASE
     assert front.server.adapters == {}
+
+
+def test_a_client_hears_the_url_of_its_own_place_and_another_one_the_front_doors(tmp_path: Path) -> None:
+    jobs = open_store((tmp_path / "clients" / "acme" / "jobs").as_uri())
+    place = Place(url="https://llm.example/v2/s1/openai/v1", base=BASE, adapters="file:///a", mounted="/a")
+    following(jobs, "main", None, place=place, live="good-1", deed="publish", job_id="good-1", by="ann", at=1.0,
+              outcome="done")  # fmt: skip
+    settings = GatewaySettings(tmp_path.as_uri(), (), SECRET, serving_url="https://api.example/v2/s1")
+    running, port = serve(create_app(settings, {name: a_client(name) for name in KEYS}))
+    said = {
+        client: httpx.get(f"http://127.0.0.1:{port}/adapters", headers={"X-Lorry-Key": KEYS[client]}, timeout=60).json()
+        for client in ("acme", "brick")
+    }
+    running.should_exit = True
+    assert said["acme"]["inference"]["url"] == "https://llm.example/v2/s1/openai"  # the route adds the /v1
+    assert said["brick"]["inference"] == {"url": "https://api.example/v2/s1", "model": None, "canary": None}

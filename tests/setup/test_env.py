@@ -49,9 +49,10 @@ def test_without_a_front_door_the_web_app_calls_the_training_endpoint():
 def test_the_chat_is_sent_to_what_is_live_and_a_share_to_the_canary(tmp_path: Path) -> None:
     store = open_store(tmp_path.as_uri())
     assert inference_settings(store) == {}
-    place = Place(url="http://127.0.0.1:8800", base="lorry/smoke", adapters="file:///a", mounted="/a")
+    place = Place(url="http://127.0.0.1:8800/v1/", base="lorry/smoke", adapters="file:///a", mounted="/a")
     said = {"deed": "canary", "job_id": "two", "by": "ann", "at": 1.0, "outcome": "done"}
     following(store, "main", None, place=place, live="one", canary="two", canary_share=0.1, **said)
+    assert inference_settings(store)["INFERENCE_API_URL"] == "http://127.0.0.1:8800"  # a /v1 is the route's own
     settings = web_settings(ROOM, inference_settings(store)).settings
     assert {name: value for name, value in settings.items() if name.startswith("INFERENCE")} == {
         "INFERENCE_API_URL": "https://api.runpod.ai/v2/s1",  # what the rooms say of themselves comes first
