@@ -38,24 +38,21 @@ def place_names(store: Store) -> list[str]:
 
 def history(store: Store, name: str) -> list[Serving]:
     """All states of a place, oldest first. Raises InputError for what cannot be a name, VerificationFailed."""
-    if not _PLACE.fullmatch(name):
-        raise InputError(Problem("--place", ascii(name[:60]), "1 to 32 of a-z, 0-9 and inner hyphens"))
-    states = []
-    for key in store.keys(f"{FOLDER}/{name}"):
-        try:
-            states.append(Serving.model_validate_json(store.read(key) or b""))
-        except ValidationError:
-            raise VerificationFailed(Problem(f"{store.url}/{key}", "not a state of a place", "restore it")) from None
-    return states
+    return [_read(store, key) for key in _keys(store, name)]
+
+
+def last_state(store: Store, name: str) -> Serving | None:
+    """The state of a place now, without its history; None when nothing was ever published there."""
+    keys = _keys(store, name)
+    return _read(store, keys[-1]) if keys else None
 
 
 def inference_settings(store: Store) -> dict[str, str]:
     """The web app's settings of the place `main`: where its chat goes, the model's name there, the canary's and its
     share of the conversations; empty where nothing was ever published."""
-    states = history(store, "main")
-    if not states:
+    state = last_state(store, "main")
+    if state is None:
         return {}
-    state = states[-1]
     model = served_name(store, state.live) if state.live else state.place.base
     settings = {"INFERENCE_API_URL": state.place.url, "INFERENCE_MODEL": model}
     if state.canary:
@@ -66,19 +63,17 @@ def inference_settings(store: Store) -> dict[str, str]:
 
 def newest(store: Store, name: str) -> Serving:
     """The state of a place now. Raises NotFound when nothing was ever published there."""
-    states = history(store, name)
-    if not states:
+    state = last_state(store, name)
+    if state is None:
         want = "publish an adapter there: `lorry serve JOB --place`"
         raise NotFound(Problem(f"place {name}", "nothing was ever published there", want))
-    return states[-1]
+    return state
 
 
 def following(store: Store, name: str, before: Serving | None, **changes: Any) -> Serving:
     """Writes the state after `before`. Raises Conflict when somebody else wrote it, or is at work there."""
-    begins = changes.get("outcome") == "begun"
-    if begins and before and _is_at_work(before, changes):
-        got = f"{before.by} began to {before.deed} {before.job_id} and has not finished"
-        raise Conflict(Problem(f"place {name}", got, "wait for it, or an hour"))
+    if changes.get("outcome") == "begun" and before:
+        require_idle(name, before, **changes)
     number = before.number + 1 if before else 1
     fresh = {"canary": None, "canary_share": 0.0} if before is None else {}
     kept = before.model_dump(exclude={"sentence", "effect", "error"}) if before else fresh
@@ -90,10 +85,25 @@ def following(store: Store, name: str, before: Serving | None, **changes: Any) -
     return state
 
 
-def _is_at_work(before: Serving, changes: dict[str, Any]) -> bool:
-    """Whether somebody else, or the same one with something else, began and may not be through with it.
+def require_idle(name: str, before: Serving, *, at: float, **deed: Any) -> None:
+    """Raises Conflict when somebody else, or the same one with something else, began and may not be through with it.
 
     The same deed by the same hand is one that was broken off and goes on.
     """
-    same = all(getattr(before, name) == changes[name] for name in ("deed", "job_id", "by"))
-    return before.outcome == "begun" and not same and changes["at"] - before.at < BUSY_SECONDS
+    same = all(getattr(before, field) == deed[field] for field in ("deed", "job_id", "by"))
+    if before.outcome == "begun" and not same and at - before.at < BUSY_SECONDS:
+        got = f"{before.by} began to {before.deed} {before.job_id} and has not finished"
+        raise Conflict(Problem(f"place {name}", got, "wait for it, or an hour"))
+
+
+def _keys(store: Store, name: str) -> list[str]:
+    if not _PLACE.fullmatch(name):
+        raise InputError(Problem("--place", ascii(name[:60]), "1 to 32 of a-z, 0-9 and inner hyphens"))
+    return store.keys(f"{FOLDER}/{name}")
+
+
+def _read(store: Store, key: str) -> Serving:
+    try:
+        return Serving.model_validate_json(store.read(key) or b"")
+    except ValidationError:
+        raise VerificationFailed(Problem(f"{store.url}/{key}", "not a state of a place", "restore it")) from None

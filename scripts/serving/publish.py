@@ -4,7 +4,8 @@ desk = Desk(store, "main", vllm, os.environ, by="ann", now=time.time, sleep=time
 publish(desk, "bicycle-care-2", place); roll_back(desk); check(desk)
 
 Ready is what the probe hears, not what a status says. What was live stays loaded until its successor is proven, and the
-one before stays loaded behind it: the way back is one switch, and there is never nothing to answer.
+one before stays loaded behind it: the way back is one switch, and there is never nothing to answer. An adapter that
+answers, but is live no more, is unloaded by the next publication: a web app may name it for half a minute yet.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from scripts.evaluate import promotable
 from scripts.export import export
 from scripts.job_folder import file_below
 from scripts.serving.client import Offer, Vllm
-from scripts.serving.history import following, history, newest, served_name
-from scripts.serving.outcomes import at_work_since, complaint, counted
+from scripts.serving.history import following, history, newest, require_idle, served_name
+from scripts.serving.outcomes import complaint, counted
 from scripts.serving.probe import Heard, listen, read_points
 from scripts.store import Store, open_store
 
@@ -72,6 +73,8 @@ def publish(
     try:
         heard = _proven(desk, place, job_id)
     except LorryError as error:
+        if begun.canary == job_id:  # its share goes back before it is unloaded
+            begun = _step(desk, begun, deed, job_id, "begun", canary=None, canary_share=0.0)
         stays = _restored(desk, begun, job_id)
         _step(desk, begun, deed, job_id, "failed", sentence=f"{error}; {stays}"[:500])
         raise VerificationFailed(*error.problems, Problem(f"place {desk.place}", stays)) from None
@@ -80,10 +83,9 @@ def publish(
         audit.record(desk.store, "promote", job_id, who=desk.by, now=desk.now(), note=f"canary at {desk.place}")
         return _step(desk, begun, deed, job_id, "done", canary=job_id, canary_share=canary, **said)
     earlier = tuple(dict.fromkeys(job for job in (begun.live, *begun.earlier) if job and job != job_id))
-    for job in earlier[1:]:
-        desk.vllm.unload(desk.model(job))
     done = _step(desk, begun, deed, job_id, "done", live=job_id, earlier=earlier, canary=None, canary_share=0.0, **said)
     audit.record(desk.store, "promote", job_id, who=desk.by, now=desk.now(), note=f"live at {desk.place}")
+    _unload_old(desk, states, keep=(job_id, begun.canary, *earlier[:1]))
     return done
 
 
@@ -104,8 +106,6 @@ def roll_back(desk: Desk, reason: str = "asked for") -> Serving:
         desk, begun, "roll back", to, "done", live=to, earlier=tuple(rest), canary=None, canary_share=0.0, **said
     )
     audit.record(desk.store, "roll back", to, who=desk.by, now=desk.now(), note=f"live at {desk.place}: {reason}")
-    if before.live:
-        desk.vllm.unload(desk.model(before.live))
     return done
 
 
@@ -115,21 +115,18 @@ def check(desk: Desk) -> Serving:
     It also goes back from an adapter that answers as trained while the users' own chats fail. A canary of which
     either is true is withdrawn at once: nobody depends on it yet.
 
-    Raises VerificationFailed when neither answers as trained, or chats fail and there is nothing to go back to.
+    Raises Conflict while somebody is at work there, VerificationFailed when neither adapter answers as trained, or
+    when chats fail and going back would not help.
     """
     state = newest(desk.store, desk.place)
     if state.live is None and state.canary is None:
         raise Refused(Problem(f"place {desk.place}", "nothing is live there", "publish an adapter"))
-    if state.canary and (reason := _heard(desk, state.place, state.canary)[1] or _complaint(desk, state.canary)):
-        state = _withdrawn(desk, state, state.canary, reason)
-    if state.live is None:
-        return state
-    if _heard(desk, state.place, state.live)[0]:
-        reason = _complaint(desk, state.live)
-        if reason and not state.earlier:
-            want = "no adapter was live there before: publish another one, or look at the web app"
-            raise VerificationFailed(Problem(f"{state.live} at {desk.vllm.url}", reason, want))
-        return roll_back(desk, reason) if reason else state
+    require_idle(desk.place, state, deed="reload", job_id=state.live, by=desk.by, at=desk.now())
+    if state.canary and (reason := _heard(desk, state.place, state.canary)[1]):
+        canary, state = state.canary, _withdrawn(desk, state, state.canary, reason)
+        _unload_bad(desk, state, canary)
+    if state.live is None or _heard(desk, state.place, state.live)[0]:
+        return _as_users_say(desk, state)
     begun = _step(desk, state, "reload", state.live, "begun")
     try:
         heard = _proven(desk, state.place, state.live)
@@ -137,18 +134,40 @@ def check(desk: Desk) -> Serving:
         failed = _step(desk, begun, "reload", state.live, "failed", sentence=str(error)[:500])
         if not failed.earlier:
             raise
-        return roll_back(desk, f"{state.live} does not answer as trained")
+        done = roll_back(desk, f"{state.live} does not answer as trained")
+        _unload_bad(desk, done, state.live)
+        return done
     said = {"effect": heard.effect, "error": heard.error, "sentence": "the server had forgotten it"}
     return _step(desk, begun, "reload", state.live, "done", **said)
 
 
+def _as_users_say(desk: Desk, state: Serving) -> Serving:
+    """Goes back where the users' own chats fail with one adapter: with two, the fault lies elsewhere.
+
+    Raises VerificationFailed when they fail with the canary too, or with what was gone back to.
+    """
+    live, canary = (_complaint(desk, state, job) for job in (state.live, state.canary))
+    if state.canary and canary and not live:
+        return _withdrawn(desk, state, state.canary, canary)
+    if not live:
+        return state
+    if canary or not state.earlier or _was_gone_back_to(desk, state):
+        want = "no other adapter would help: look at the web app and its key, then publish another one"
+        raise VerificationFailed(Problem(f"{state.live} at {desk.vllm.url}", live, want))
+    return roll_back(desk, live)
+
+
+def _was_gone_back_to(desk: Desk, state: Serving) -> bool:
+    """Whether the live adapter is live by a way back, and not by its own publication."""
+    done = [s for s in history(desk.store, desk.place) if s.outcome == "done" and s.job_id == s.live == state.live]
+    return next((s.deed == "roll back" for s in reversed(done) if s.deed != "reload"), False)
+
+
 def _withdrawn(desk: Desk, state: Serving, canary: str, reason: str) -> Serving:
-    """The canary's share goes back to the live adapter first, then the canary is unloaded."""
+    """The canary's share goes back to the live adapter."""
     sentence = f"withdrawn: {reason}"[:500]
     done = _step(desk, state, "roll back", canary, "done", canary=None, canary_share=0.0, sentence=sentence)
     audit.record(desk.store, "roll back", canary, who=desk.by, now=desk.now(), note=f"canary at {desk.place}: {reason}")
-    if canary not in (done.live, *done.earlier):
-        desk.vllm.unload(desk.model(canary))
     return done
 
 
@@ -230,17 +249,31 @@ def _heard(desk: Desk, place: Place, job_id: str) -> tuple[Heard | None, str]:
     return (None, heard.problem) if heard.problem else (heard, "")
 
 
-def _complaint(desk: Desk, job_id: str) -> str | None:
-    """What the users' own chats say against the adapter since it was last proven here."""
-    since = at_work_since(history(desk.store, desk.place), job_id)
-    return complaint(counted(desk.store, job_id, since, desk.now()))
+def _complaint(desk: Desk, state: Serving, job_id: str | None) -> str | None:
+    """What the users' own chats say against the adapter since the last deed at the place, whichever it was of.
+
+    A deed may leave users without an answer for minutes, as when the workers of an endpoint are replaced.
+    """
+    return complaint(counted(desk.store, desk.place, job_id, state.at, desk.now())) if job_id else None
+
+
+def _unload_bad(desk: Desk, state: Serving, job_id: str) -> None:
+    """Unloads what does not answer as trained: a worker that starts with it may die."""
+    if job_id not in (state.live, state.canary, *state.earlier):
+        desk.vllm.unload(desk.model(job_id))
+
+
+def _unload_old(desk: Desk, states: list[Serving], keep: tuple[str | None, ...]) -> None:
+    """Unloads what the place ever had, but for `keep`."""
+    old = {desk.model(state.job_id) for state in states if state.job_id not in keep}
+    for name in sorted(old.intersection(desk.vllm.names())):
+        desk.vllm.unload(name)
 
 
 def _restored(desk: Desk, begun: Serving, job_id: str) -> str:
     """After a failed publication: the new adapter goes, what was live is heard, and loaded again where it must be."""
     try:
-        if job_id not in (begun.live, *begun.earlier):
-            desk.vllm.unload(desk.model(job_id))
+        _unload_bad(desk, begun, job_id)
         if begun.live and not _heard(desk, begun.place, begun.live)[0]:
             _proven(desk, begun.place, begun.live)
     except LorryError as error:

@@ -90,8 +90,8 @@ def test_the_web_app_gives_a_canary_its_share_and_its_counts_are_read_again(stil
         digest = hashlib.sha256(f"clients/acme/good-2\n{conversation}".encode()).digest()
         is_canary = int.from_bytes(digest[:4], "big") / 2**32 < 0.2
         assert model == ("clients/acme/good-2" if is_canary else "clients/acme/good-1")
-    assert counted(store, "good-1", 0.0, time.time()) == Outcomes(answered=1, failed=2)
-    assert counted(store, "good-2", 0.0, time.time()) == Outcomes(answered=0, failed=1)
+    assert counted(store, "main", "good-1", 0.0, time.time()) == Outcomes(answered=2, failed=2)
+    assert counted(store, "main", "good-2", 0.0, time.time()) == Outcomes(answered=0, failed=1)
 
 
 def test_our_own_client_needs_no_package_and_stays_short() -> None:

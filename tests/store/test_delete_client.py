@@ -215,7 +215,7 @@ def test_a_person_deletes_a_client_of_a_runpod_endpoint_to_the_last_version(
         place = Place(url="http://127.0.0.1:9", base="lorry/smoke", adapters=volume, mounted="/a", endpoint=endpoint)
         following(open_store(f"{url}/clients/acme/jobs"), "main", None, place=place, live="job-1", deed="publish",
                   job_id="job-1", by="ann", at=1.0, outcome="done")  # fmt: skip
-        open_store(f"{url}/clients/acme/jobs").write(f"_outcomes/job-1/5966667/{'p' * 8}.json", b"{}")
+        open_store(f"{url}/clients/acme/jobs").write(f"_outcomes/main/job-1/5966667/{'p' * 8}.json", b"{}")
         for who in ("acme", "brick"):
             open_store(volume).write(f"clients/{who}/job-1/adapter_model.safetensors", b"1")
             open_store(volume).write(f"clients/{who}/job-1/adapter_model.safetensors", b"22")
