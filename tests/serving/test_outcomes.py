@@ -139,12 +139,15 @@ def _probe() -> bytes:
 def test_chats_that_fail_while_another_adapter_is_put_there_are_not_held_against_the_live_one(
     tmp_path: Path, deed: str, outcome: str
 ) -> None:
-    scene = Scene(tmp_path)
+    scene = Scene(tmp_path, canary="three", canary_share=0.2)
     scene.wrote(deed, "four", outcome="begun")
     scene.later()
+    scene.server.deaf = {"three"}
     scene.chats("one")  # the workers of the endpoint are replaced: nobody answers
     with pytest.raises(Conflict, match=f"bob began to {deed} four and has not finished"):
         check(scene.desk)
+    assert history(scene.store, "main")[-1].outcome == "begun"  # nor is the canary withdrawn meanwhile
+    scene.server.deaf = set()
     state = scene.wrote(deed, "four", outcome=outcome)
     assert check(scene.desk) == state
     scene.later()
