@@ -25,7 +25,7 @@ test: $(STAMP)  ## lint, types and the tests that are quick
 	$(BIN)/python -m pytest -m "not slow and not long" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the long cycles
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not long" -n 2 --dist loadfile
 
 test-long: $(STAMP)  ## hundreds of seeded worlds, nodes that die, jobs that train for real on each cloud: before a release
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile

@@ -17,6 +17,7 @@ TOY = "--device cpu --layers 2 --experts 8 --hidden 32 --width 32 --head 16 --vo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_cases_run_at_toy_size_on_a_cpu_and_their_loss_falls(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(h200, "LEARNING_RATE", 1e-2)
     out = tmp_path / "h200.json"

@@ -55,6 +55,13 @@ def test_a_few_worlds_end_well_or_with_a_reason(runpod: LocalRunpod, folder: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_eighty_worlds_end_well_or_with_a_reason(runpod: LocalRunpod, folder: Path) -> None:
+    seen = ends(range(QUICK, 80), runpod, folder)
+    assert min(seen["completed"], seen["failed"]) >= 10, seen
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_every_world_ends_well_or_with_a_reason(runpod: LocalRunpod, folder: Path) -> None:
     seen = ends(range(QUICK, ALL), runpod, folder)
     assert min(seen["completed"], seen["failed"]) >= 40, seen  # both kinds of end are in the draw

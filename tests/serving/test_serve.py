@@ -29,6 +29,7 @@ from tests.serving.conftest import finished_job
 from tests.serving.fake_vllm import FakeVllm, served
 
 BASE = "lorry/smoke"
+pytestmark = pytest.mark.timeout(900)  # many processes that load torch, on a busy machine
 
 
 @pytest.fixture(scope="module")

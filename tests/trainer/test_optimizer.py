@@ -120,7 +120,7 @@ def test_a_norm_of_bf16_gradients_is_taken_in_fp32_and_clips_them(jobs: Any) -> 
     assert engine.end() == pytest.approx(3 * (64 * 96 + 8 * 16 * 48) ** 0.5, rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_8_bit_training_falls_as_32_and_resumes_to_the_bit(jobs: Any, smoke_model: Path, tmp_path: Path) -> None:
     ended = {}

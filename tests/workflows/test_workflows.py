@@ -181,6 +181,7 @@ def test_a_pull_request_reports_on_a_runpod_of_its_own_and_needs_no_key(
     assert len(runpod.log) == asked, "the account is not asked"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_training_by_hand_goes_from_its_plan_to_an_adapter(act: Run, tmp_path: Path) -> None:
     store = tmp_path / "store"
