@@ -39,6 +39,7 @@ BY_JOB = [
     ("GET", "/v1/fine_tuning/jobs/{}/events"),
     ("GET", "/v1/fine_tuning/jobs/{}/checkpoints"),
     ("POST", "/adapters/{}/promote"),
+    ("POST", "/v2/lorry/adapters/{}/promote"),
 ]
 
 
