@@ -1,23 +1,24 @@
 """The stop that needs nobody: ends machines that are provably ours and overdue, and reports what is forgotten.
 
-decisions = judge(world, now=time.time()); reap(world, decisions, backends, now=time.time())
+rounds = make_rounds(backends, open_store, is_ours, now=time.time(), ends=True); rounds.decisions, rounds.troubles
 
 A machine is ours when three things agree: its name, the deadline in its environment, and a job folder in a store of
 this account that asked for it. Whatever lacks one of the three is never touched. Volumes, endpoints and the disks of
 exited Pods are reported with what they cost a month, and never deleted. A machine outlives its limits by the time
-between two runs at most, so run it every few minutes.
+between two runs at most, so run it every few minutes. A provider that does not answer keeps no machine of another
+alive, and a report keeps none at all: reports are asked for when all is ended that must be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from recipes.job import JOB_ID
 from recipes.recipe import BackendName
 from scripts.audit import record
-from scripts.backends.base import Backend, Owned, machine_name, machine_of
+from scripts.backends.base import Backend, LeavesThings, Owned, machine_name, machine_of
 from scripts.errors import LorryError
 from scripts.forgotten import MONTH_HOURS, Forgotten
 from scripts.job_folder import JobFiles, read_jobs
@@ -69,12 +70,60 @@ class Reaped:
     trouble: str = ""
 
 
+@dataclass
+class Rounds:
+    """What one run saw and did. troubles: by backend, report or machine, why nothing was seen or it was not ended.
+
+    unseen: backends that did not answer, of which nothing is known.
+    """
+
+    machines: list[Machine] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    troubles: dict[str, str] = field(default_factory=dict)
+    unseen: set[BackendName] = field(default_factory=set)
+
+    def report(self, where: str, forgotten: Callable[[], Iterable[Forgotten]]) -> None:
+        """Adds what is forgotten at one place, or the trouble of finding it."""
+        try:
+            self.decisions += judge(World(forgotten=tuple(forgotten())), now=0.0)
+        except LorryError as error:
+            self.troubles[where] = str(error)
+
+
+def make_rounds(
+    backends: Mapping[BackendName, Backend],
+    open_store: OpenStore,
+    is_ours: Callable[[str], bool],
+    now: float,
+    *,
+    ends: bool,
+) -> Rounds:
+    """Looks, judges and, when it `ends` anything, reaps, at one backend after the other; then what each left behind."""
+    rounds = Rounds()
+    for name, backend in backends.items():
+        try:
+            machines = look({name: backend}, open_store, is_ours)
+        except LorryError as error:
+            rounds.troubles[name] = str(error)
+            rounds.unseen.add(name)
+            continue
+        decisions = judge(World(tuple(machines)), now)
+        rounds.machines += machines
+        rounds.decisions += decisions
+        reaped = reap(decisions, backends, open_store, now) if ends else []
+        rounds.troubles.update({one.name: one.trouble for one in reaped if one.trouble})
+    for name, backend in backends.items():
+        if isinstance(backend, LeavesThings) and name not in rounds.unseen:
+            rounds.report(f"{name} report", backend.forgotten)
+    return rounds
+
+
 def look(
     backends: Mapping[BackendName, Backend], open_store: OpenStore, is_ours: Callable[[str], bool]
 ) -> list[Machine]:
     """Every machine that carries our mark, with its job folder where its store is one of ours.
 
-    Raises ProviderError: a look that is not whole is none.
+    Raises ProviderError: a look at these backends that is not whole is none.
     """
     shown = [(name, owned) for name, backend in backends.items() for owned in backend.owned()]
     wanted: dict[str, list[str]] = {}

@@ -7,10 +7,11 @@ import json
 import os
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from recipes.recipe import BackendName
-from scripts.backends.base import Backend, LeavesThings
+from scripts.backends.base import Backend
 from scripts.cli.command import Command, add_json
 from scripts.errors import LorryError, NotFound, Problem, ProviderError
 from scripts.job_folder import job_ids, read_job
@@ -65,22 +66,20 @@ def _reap_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _reap(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.backends import open_backend, rented
-    from scripts.reap import World, judge, look, reap
+    from scripts.reap import make_rounds
     from scripts.rooms import is_within
 
-    now = time.time()
     environment = {**os.environ, "LORRY_STORE": settings.store}
     backends: dict[BackendName, Backend] = {name: open_backend(name, environment) for name in rented(environment)}
-    machines = look(backends, open_store, lambda store: is_within(settings.store, store))
-    left = [one for backend in backends.values() if isinstance(backend, LeavesThings) for one in backend.forgotten()]
-    pods = _forgotten({str(m.owned.handle.get("pod")) for m in machines})
-    world = World(tuple(machines), (*pods, *left))
-    decisions = judge(world, now)
-    reaped = reap(decisions, backends, open_store, now) if arguments.yes else []
-    troubles = {one.name: one.trouble for one in reaped if one.trouble}
-    _print_decisions(arguments, decisions, troubles)
-    if troubles:
-        raise ProviderError(*(Problem(name, said, "the next run tries it again") for name, said in troubles.items()))
+    ours = partial(is_within, settings.store)
+    rounds = make_rounds(backends, open_store, ours, time.time(), ends=arguments.yes)
+    if "runpod_pod" not in rounds.unseen:
+        pods = {str(machine.owned.handle.get("pod")) for machine in rounds.machines}
+        rounds.report("runpod_pod report", lambda: _forgotten(pods))
+    _print_decisions(arguments, rounds.decisions, rounds.troubles)
+    if rounds.troubles:
+        said = rounds.troubles.items()
+        raise ProviderError(*(Problem(name, trouble, "the next run tries it again") for name, trouble in said))
     return 0
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from recipes.job import ContainerState
+from scripts import cli
 from scripts.audit import chain_store, verify
 from scripts.backends.ec2 import Ec2Backend
+from scripts.backends.runpod_pod import RunpodPodBackend
 from scripts.cost import read_settlement
+from scripts.errors import ProviderError
 from scripts.fake_runpod.clock import Clock
 from scripts.launch import launch
 from scripts.reap import World, judge, look, reap
@@ -149,6 +154,30 @@ def test_the_reaper_ends_an_overdue_machine_of_ours(place: Place) -> None:
     assert place.account.alive() == []
     place.clock.jump(MINUTE)
     assert place.decided() == []
+
+
+@pytest.mark.parametrize("first", ["runpod_pod", "ec2"])
+def test_providers_that_do_not_answer_keep_no_machine_of_another_alive(
+    first: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.launch()
+    place.clock.jump(3600 + MINUTE)
+    place.account.faults.append(Fault("describe_volumes", "UnauthorizedOperation", times=9))  # only a report asks
+    nowhere = {"RUNPOD_API_KEY": "k", "RUNPOD_API_BASE_URL": "http://127.0.0.1:9"}
+    silent = RunpodPodBackend(nowhere, sleep=lambda seconds: None)
+    order = ("runpod_pod", "ec2") if first == "runpod_pod" else ("ec2", "runpod_pod")
+    monkeypatch.setattr("scripts.backends.rented", lambda environment: order)
+    monkeypatch.setattr("scripts.backends.open_backend", lambda name, _: place.backend if name == "ec2" else silent)
+    monkeypatch.setattr("scripts.cli.money.time", SimpleNamespace(time=place.clock.now))
+    for name, value in {**nowhere, "LORRY_STORE": place.store.url.partition("/clients/")[0]}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["reap", "--yes", "--json"]) == ProviderError.exit_code
+    assert place.account.alive() == []
+    said = capsys.readouterr()
+    troubles = json.loads(said.out)["troubles"]
+    assert set(troubles) == {"runpod_pod", "ec2 report"}
+    assert "UnauthorizedOperation" in troubles["ec2 report"]
+    assert [problem["where"] for problem in json.loads(said.err)["problems"]] == list(troubles)
 
 
 @pytest.mark.parametrize("tag", ["Name", "lorry_job", "expires_at"])

@@ -88,6 +88,14 @@ def test_reap_fails_when_a_machine_could_not_be_ended(
     assert list(said["troubles"]) == ["lorry-job-1"]
 
 
+def test_a_report_that_fails_keeps_no_machine_alive(place: Place, run: Any) -> None:
+    overdue_by_minutes(place)
+    place.local.faults.append(Fault("GET", "/network-volumes", 403))
+    with pytest.raises(ProviderError, match="runpod_pod report: Runpod: GET"):
+        run("reap", "--yes")
+    assert place.pods() == []
+
+
 def test_reap_leaves_another_lorrys_pods_alone(place: Place, run: Any, tmp_path: Path) -> None:
     overdue_by_minutes(place)
     place.store.url = f"{place.store.url}-other"

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from recipes.load import load_recipe
+from scripts.backends.base import Backend
 from scripts.ears import Ears
+from scripts.errors import ProviderError
 from scripts.fake_runpod.server import Fault
 from scripts.gateway.records import Request, Understood
 from scripts.supabase import SupabaseRows
-from scripts.tick import LOST_SECONDS, RELAUNCH_SECONDS, UNASKED_SECONDS, Room, open_jobs, tick
+from scripts.tick import LOST_SECONDS, RELAUNCH_SECONDS, UNASKED_SECONDS, Hands, Room, open_jobs, tick
 from scripts.webhook import Webhook
 from tests.money.conftest import Place
 from tests.money.jobs import HOUR, T0, Life, spec_of
@@ -197,6 +199,24 @@ def test_one_job_in_trouble_keeps_no_other_from_its_due(place: Place) -> None:
     report = place.tick()
     assert [line for line in report.done if line.startswith("job-2: stopped (cap)")]
     assert report.looked_at == 2
+
+
+def test_a_provider_that_does_not_answer_keeps_no_job_of_another_from_its_due(place: Place) -> None:
+    for name in ("job-1", "job-2", "job-3"):
+        place.launch(name, cap_usd=0.5)
+    for name in ("job-1", "job-3"):
+        spec = spec_of(name, place.store, cap_usd=0.5, backend="ec2")
+        place.store.write(f"{name}/launch.json", spec.model_dump_json().encode())
+    place.rest(700)
+
+    def backend(name: str) -> Backend:
+        if name == "ec2":
+            raise ProviderError("AWS EC2: no answer")
+        return place.backend
+
+    report = tick([Room(place.store)], Hands(backend, place.hands.bill, place.clock.now))
+    assert [line[:20] for line in report.done] == ["job-2: stopped (cap)"]
+    assert {line.partition(":")[0] for line in report.troubles} == {"job-1", "job-3"}
 
 
 def test_one_call_looks_at_no_more_than_it_may_and_the_next_ones_at_the_rest(place: Place) -> None:
