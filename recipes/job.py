@@ -7,7 +7,7 @@
 | launch.json | scripts.render | everything the trainer needs to know |
 | submission.json | scripts.launch | what was asked of the provider |
 | stop.json | whoever stops it first | why it was stopped |
-| nodes/N.json | the container of node N, of 1 and more | why that node failed |
+| nodes/N.json | the container of node N, of 1 and more | why that node failed, or that it is taken back |
 | container.json | scripts.container | stage and attempts of the machine |
 | status.json, metrics.jsonl, result.json, proof.json | trainer | progress, outcome, proof of the adapter |
 | adapter/manifest.json | scripts.store | the adapter is whole and is what the trainer proved |
@@ -127,6 +127,8 @@ class NodeFailure(Record):
     cause: Cause
     sentence: str
     at: float
+    is_taken: bool = False
+    "No fault: the provider takes its machine back."
 
 
 class Attempt(Record):
@@ -150,6 +152,9 @@ class ContainerState(Record):
     started_at: float
     pid: int
     attempts: tuple[Attempt, ...] = ()
+    taken_at: float | None = None
+    "When the provider said that it takes this machine, or another node's, back; None once another machine has the job."
+
     ended: Literal["completed", "failed", "cancelled"] | None = None
     cause: Cause | None = None
     sentence: str = ""

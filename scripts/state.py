@@ -86,6 +86,19 @@ def overdue(files: JobFiles, observation: Observation | None, now: float) -> tup
     return None
 
 
+def was_taken(files: JobFiles, state: JobState, observation: Observation | None) -> bool:
+    """Whether the job was lost because its provider took the machine back: it may go on elsewhere. Pure.
+
+    By the provider's own word, or by the notice that the container heard: one that heeds it saves and ends its machine
+    itself, and the provider then calls that the machine's own end. A notice to an earlier machine is not one to this.
+    """
+    if state.state != "lost" or observation is None or observation.phase != "gone":
+        return False
+    told_at = files.container.taken_at if files.container else None
+    asked_at = float(files.submission.handle.get("created_at", 0.0)) if files.submission else 0.0
+    return observation.was_taken or (told_at is not None and told_at >= asked_at)
+
+
 def mute_start(files: JobFiles, asked_at: float, now: float) -> str | None:
     """A sentence when a machine that was asked for at `asked_at` should have said its first word by now. Pure.
 

@@ -29,7 +29,7 @@ from scripts.gateway.records import Request, read
 from scripts.job_folder import SETTLED, JobFiles, open_jobs, read_job
 from scripts.launch import launch_again
 from scripts.overstay import overstay
-from scripts.state import JobState, job_state, overdue
+from scripts.state import JobState, job_state, overdue, was_taken
 from scripts.stop import By, stop_job
 from scripts.store import Store
 
@@ -95,7 +95,7 @@ class Visit:
     @property
     def was_taken(self) -> bool:
         """Whether the provider took its machine back: the job goes on elsewhere, from its newest checkpoint."""
-        return self.state.state == "lost" and self.seen is not None and self.seen.was_taken
+        return was_taken(self.files, self.state, self.seen)
 
     @property
     def has_no_machine(self) -> bool:

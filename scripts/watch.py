@@ -16,7 +16,7 @@ from scripts.backends.base import Backend, Handle, KeepsLogs, Observation
 from scripts.errors import NotFound, Problem, ProviderError
 from scripts.job_folder import JobFiles, read_job
 from scripts.launch import launch_again
-from scripts.state import DOING, JobState, job_state, overdue
+from scripts.state import DOING, JobState, job_state, overdue, was_taken
 from scripts.stop import stop_job
 from scripts.store import Store
 
@@ -82,8 +82,7 @@ def _handle(files: JobFiles) -> Handle | None:
 
 
 def _may_go_on_elsewhere(files: JobFiles, state: JobState, observation: Observation | None, now: float) -> bool:
-    was_taken = state.state == "lost" and observation is not None and observation.was_taken
-    return was_taken and overdue(files, observation, now) is None
+    return was_taken(files, state, observation) and overdue(files, observation, now) is None
 
 
 def _stop_when_overdue(

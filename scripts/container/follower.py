@@ -2,7 +2,7 @@
 
 code = follow(machine)
 
-It keeps no record but why it failed, nodes/N.json. Node 0 writes container.json, checkpoints and the adapter, and its
+It keeps no record but why it leaves, nodes/N.json. Node 0 writes container.json, checkpoints and the adapter, and its
 trainer hands the checkpoint from which a run resumes to the others. A follower needs launch.json and data/ of the
 store, and the model on its own disk.
 """
@@ -40,7 +40,7 @@ def follow(machine: Machine) -> int:
     follower = _Follower(machine)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: follower.interrupt())
-    watch_interruption(machine.environment, follower.interrupt)
+    watch_interruption(machine.environment, follower.take)
     return follower.run()
 
 
@@ -57,6 +57,11 @@ class _Follower:
     def interrupt(self) -> None:
         """The machine is told to end. Safe in a signal handler."""
         self._interrupted = True
+
+    def take(self) -> None:
+        """The provider takes this machine back: node 0 saves with this one, and the job goes on elsewhere."""
+        self.interrupt()
+        self._tell(0, "lost_rank", "its machine is taken back", is_taken=True)
 
     def run(self) -> int:
         """The exit code. What keeps this node from taking part is told to node 0."""
@@ -152,9 +157,10 @@ class _Follower:
             time.sleep(self._machine.timing.contact)
         return self._leave(cause, sentence)
 
-    def _tell(self, attempt: int, cause: Cause, sentence: str) -> None:
-        failure = NodeFailure(node=self._node.rank, attempt=attempt, cause=cause, sentence=sentence, at=time.time())
-        say(self._machine.store, self._machine.job_id, failure)
+    def _tell(self, attempt: int, cause: Cause, sentence: str, *, is_taken: bool = False) -> None:
+        rank, now = self._node.rank, time.time()
+        word = NodeFailure(node=rank, attempt=attempt, cause=cause, sentence=sentence, at=now, is_taken=is_taken)
+        say(self._machine.store, self._machine.job_id, word)
 
     def _leave(self, cause: Cause | None, sentence: str) -> int:
         _say(f"node {self._node.rank}: {sentence}")

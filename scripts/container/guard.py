@@ -33,12 +33,16 @@ class Guard:
 
     def __init__(self, folder: WorkFolder, book: Logbook, timing: Timing) -> None:
         self._folder, self._book, self._timing = folder, book, timing
-        self._interrupted = False
+        self._interrupted = self._taken = False
         self._deadline: float | None = None
 
     def interrupt(self) -> None:
         """The machine is told to end. Safe in a signal handler."""
         self._interrupted = True
+
+    def take(self) -> None:
+        """The same, because the provider takes it back: container.json says so, and the job goes on elsewhere."""
+        self._taken = self._interrupted = True
 
     def set_deadline(self, seconds: float) -> None:
         """Ends whatever runs in so many seconds from now, on the clock that no time server moves."""
@@ -47,6 +51,8 @@ class Guard:
     def tick(self, status: Status | None = None) -> Halt | None:
         """One look around: the heartbeat, then the stops."""
         self._book.beat(stage=status.stage if status and status.stage != "done" else self._book.state.stage)
+        if self._taken and self._book.state.taken_at is None:
+            self._book.note(taken_at=time.time())
         try:
             stop = self._folder.stop(fresh=self._interrupted)
         except LorryError:  # the store is silent; the deadline still holds

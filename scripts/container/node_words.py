@@ -1,11 +1,12 @@
 """How a node that follows tells node 0 why it failed: otherwise node 0 would only see that nobody comes, or goes.
 
-say(store, "job-1", NodeFailure(node=1, ...)); NodeWords(store, "job-1", node, contact_seconds=5.0).failure(attempt=2)
+say(store, "job-1", NodeFailure(node=1, ...)); NodeWords(store, "job-1", node, 5.0, on_taken).failure(attempt=2)
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from recipes.job import NodeFailure
 from scripts.container.nodes import Node
@@ -28,10 +29,15 @@ def say(store: Store, job_id: str, failure: NodeFailure) -> None:
 
 
 class NodeWords:
-    """What node 0 hears of the others. Words from before its own start are of machines that are gone."""
+    """What node 0 hears of the others. Words from before its own start are of machines that are gone.
 
-    def __init__(self, store: Store, job_id: str, node: Node, contact_seconds: float) -> None:
-        self._store, self._job_id, self._seconds = store, job_id, contact_seconds
+    on_taken: called when the provider takes one of them back, since node 0 cannot go on alone.
+    """
+
+    def __init__(
+        self, store: Store, job_id: str, node: Node, contact_seconds: float, on_taken: Callable[[], None]
+    ) -> None:
+        self._store, self._job_id, self._seconds, self._on_taken = store, job_id, contact_seconds, on_taken
         self._others = range(1, node.count)
         self._since, self._looked_at = time.time(), float("-inf")
         self._said: list[NodeFailure] = []
@@ -41,7 +47,14 @@ class NodeWords:
         if self._others and time.monotonic() - self._looked_at > self._seconds:
             self._looked_at = time.monotonic()
             self._said = self._heard()
+            if self.has_taken:
+                self._on_taken()
         return next((word for word in self._said if word.attempt in (0, attempt)), None)
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether the provider takes one of them back, as far as was heard."""
+        return any(word.is_taken for word in self._said)
 
     def death(self, attempt: int, mine: Death, *, may_come: bool) -> Death:
         """What an attempt died of: the fault that another node names, where ours is only what follows from one.

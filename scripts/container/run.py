@@ -80,7 +80,7 @@ def run_container(machine: Machine) -> int:
         container = _Container(machine)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: container.guard.interrupt())
-        watch_interruption(machine.environment, container.guard.interrupt)
+        watch_interruption(machine.environment, container.guard.take)
         return container.run()
 
 
@@ -94,8 +94,9 @@ class _Container:
         fresh = ContainerState(job_id=machine.job_id, stage="fetching", updated_at=now, started_at=now, pid=os.getpid())
         self._book = Logbook(machine.work, fresh, machine.timing.heartbeat)
         self._came_from_elsewhere = False
-        self._nodes = NodeWords(machine.store, machine.job_id, machine.node, machine.timing.contact)
         self.guard = Guard(self._folder, self._book, machine.timing)
+        contact = machine.timing.contact
+        self._nodes = NodeWords(machine.store, machine.job_id, machine.node, contact, self.guard.take)
 
     def run(self) -> int:
         """Goes all the way; whatever happens, container.json says how it ended."""
@@ -128,7 +129,7 @@ class _Container:
                 self._bring_home()
             return True
         end_leftovers(self._work)
-        self._book.note(stage="fetching")
+        self._book.note(stage="fetching", taken_at=None)
         self._book.say(f"process {os.getpid()} takes the job, {len(self._book.state.attempts)} attempts so far")
         return False
 
@@ -214,6 +215,8 @@ class _Container:
         result = self._result()
         if result is None or result.outcome != "completed":  # a completed one needs no word of another node
             death = self._nodes.death(last.number, death, may_come=end is not None)
+            if self._nodes.has_taken:
+                self.guard.heed(self.guard.tick())
             if end is not None and end.halt == "node_failed":
                 result = None  # it only says that it was told to end
         return judge((*earlier, last), result, death, newest_checkpoint(self._work))

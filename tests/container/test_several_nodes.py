@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +30,7 @@ from scripts.adapter import verify_adapter
 from scripts.container import node_words
 from scripts.container.node_words import say
 from scripts.container.nodes import ALONE, Node, network_variables, node_of
+from scripts.container.pod_end import INTERRUPTED
 from scripts.container.run import _Container
 from scripts.container.supervisor import end_leftovers
 from scripts.container.verdict import End, Ending
@@ -40,7 +43,7 @@ from scripts.state import job_state
 from scripts.store import open_store
 from scripts.tokenizer import find_tokenizer
 from scripts.training_set import prepare
-from tests.container.conftest import REPOSITORY, Job
+from tests.container.conftest import LIMIT_SECONDS, REPOSITORY, Job
 
 
 def test_a_machine_reads_its_place_among_the_nodes() -> None:
@@ -167,6 +170,54 @@ def test_why_a_following_node_failed_is_said_by_the_job(
     state = job_state(job.files(), None, time.time())
     assert (state.state, state.sentence) == ("failed", container.sentence)
     assert leader.returncode == follower.returncode == EXIT_CODES[container.cause]
+
+
+@pytest.fixture
+def metadata() -> Iterator[SimpleNamespace]:
+    """The metadata service of a machine of EC2: its environment, and whether it is to be taken back in two minutes."""
+    service = SimpleNamespace(notice=False)
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if service.notice else 404)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def do_PUT(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        service.environment = {"LORRY_MACHINE": "ec2", "AWS_EC2_METADATA_SERVICE_ENDPOINT": url}
+        yield service
+        server.shutdown()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_that_is_taken_back_is_recorded_until_another_machine_has_the_job(
+    make_job: Any, start_replay: Any, metadata: SimpleNamespace, rank: int
+) -> None:
+    job: Job = make_job(checkpoint_steps=50, faults={"1": ["hang", 4]})
+    job.store.write("job-1/launch.json", job.spec.model_dump_json().encode())
+    for name in ("train.jsonl", "valid.jsonl"):
+        job.store.put_file(job.data / name, f"job-1/data/{name}")
+    nodes = [start_replay(job, number, **(metadata.environment if number == rank else {})) for number in (0, 1)]
+    job.reach(4)
+    metadata.notice = True
+    for number in {0, rank}:
+        assert nodes[number].wait(LIMIT_SECONDS) == INTERRUPTED, job.log()
+    container = job.files().container
+    assert container is not None
+    assert container.ended is None
+    assert container.taken_at is not None
+    assert start_replay(job, 0, NODES="1").wait(LIMIT_SECONDS) == 0, job.log()
+    container = job.files().container
+    assert container is not None
+    assert (container.ended, container.taken_at) == ("completed", None)
 
 
 @pytest.mark.parametrize("end", [End(0, None), End(-signal.SIGKILL, "node_failed")])

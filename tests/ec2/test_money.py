@@ -55,6 +55,14 @@ class Place:
         state = ContainerState(job_id="job-1", stage="training", updated_at=now, started_at=now, pid=1)
         self.store.write("job-1/container.json", state.model_copy(update=changes).model_dump_json().encode())
 
+    def heeds_a_notice(self, instance: str) -> None:
+        """Ten minutes later spot wants the machine back; the container saves, says so, and the machine ends itself."""
+        self.clock.jump(10 * MINUTE)
+        self.says(taken_at=self.clock.now())
+        self.clock.jump(40)
+        self.account.end(instance, "Client.InstanceInitiatedShutdown")
+        self.clock.jump(MINUTE)
+
     def decided(self) -> list[tuple[str, str]]:
         machines = look({"ec2": self.backend}, open_store, lambda store: store == self.store.url)
         decisions = judge(World(tuple(machines), tuple(self.backend.forgotten())), self.clock.now())
@@ -133,6 +141,32 @@ def test_who_watches_asks_once_for_each_machine_that_was_taken_back(place: Place
     state = watch(place.store, "job-1", place.backend, io.StringIO(), now=place.clock.now, sleep=sleep)
     assert (state.state, sleeps) == ("failed", [60.0, 1.0])
     assert [(entry.what, entry.note) for entry in verify(chain_store(place.store)).entries] == [("launch", "again")]
+
+
+def test_a_notice_that_is_heeded_is_followed_by_one_machine_and_an_old_notice_by_none(place: Place) -> None:
+    """The container saves and exits, its user data shuts the machine down before AWS takes it: so EC2 says."""
+    first = place.launch()
+    place.heeds_a_notice(first)
+    assert place.tick() == ["job-1: launched again: its machine was taken back"]
+    (second,) = place.account.alive()
+    place.clock.jump(MINUTE)
+    assert place.tick() == []
+    place.account.end(second, "Client.InstanceInitiatedShutdown")  # of its own accord, before its first word
+    place.clock.jump(MINUTE)
+    assert place.tick() == []
+    assert len(place.account.machines) == 2
+
+
+def test_who_watches_follows_a_notice_that_is_heeded_with_another_machine(place: Place) -> None:
+    place.heeds_a_notice(place.launch())
+
+    def sleep(seconds: float) -> None:
+        place.clock.jump(seconds)
+        if len(place.account.machines) == 2:
+            place.says(stage="done", ended="failed", cause="out_of_memory", sentence="a GPU ran out of memory")
+
+    state = watch(place.store, "job-1", place.backend, io.StringIO(), now=place.clock.now, sleep=sleep)
+    assert (state.state, len(place.account.machines)) == ("failed", 2)
 
 
 def test_a_job_that_is_past_its_cap_is_not_launched_again(place: Place) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from scripts.backends.base import Backend
+from scripts.backends.base import Backend, Observation
 from scripts.backends.ec2 import Ec2Backend
 from scripts.cost import settle
 from scripts.fake_runpod.clock import Clock
 from scripts.job_folder import read_job
-from scripts.state import job_state
+from scripts.state import JobState, job_state, overdue
 from scripts.store import FileStore, open_store
 from tests.ec2.conftest import ENVIRONMENT, ec2_spec
 from tests.ec2.local_ec2 import BOTH, Account, Fault, Machine
@@ -127,6 +127,15 @@ class Ec2World(World):
         door = {"LORRY_PUBLIC_URL": "https://lorry.example", "LORRY_TOKEN_SECRET": TOKEN_SECRET}
         return MortalEc2(ENVIRONMENT | door | {"LORRY_EC2_MARKET": self.market}, moment, self)
 
+    def watch(self, backend: Backend) -> JobState:
+        """Who watches must follow a machine that is taken back with another one, while the job may go on."""
+        state = super().watch(backend)
+        last = max(self.account.machines.values(), key=lambda machine: machine.created_at)
+        is_over = overdue(read_job(self.store, "job-1"), Observation("gone"), self.clock.now())
+        if state.state == "lost" and last.noticed_at is not None and not is_over:
+            self.found.append("a notice was not followed by another machine")
+        return state
+
     def calm(self) -> Backend:
         self.account.faults.clear()
         return self.backend("never")
@@ -148,7 +157,12 @@ class Ec2World(World):
 
 
 class Ec2Container(ReplayContainer):
-    """The container on a machine of EC2: its exit is the machine's end."""
+    """The container on a machine of EC2: it hears notices, and its exit is the machine's end."""
+
+    def end(self, *, at_once: bool = False) -> None:
+        if not at_once:
+            self.note(taken_at=self.world.clock.now())
+        super().end(at_once=at_once)
 
     def end_pod(self) -> None:
         self.code = 0
