@@ -239,11 +239,15 @@ def load_catalog() -> Catalog:
 
 
 def catalog_of(tables: Tables) -> Catalog:
-    """The tables with every price row spread over its numbers of GPUs, named `<row>-<gpus>`."""
+    """The tables with every price row spread over its numbers of GPUs, named `<row>-<gpus>`.
+
+    Only whole machines are nodes of several: those with the most GPUs of their row.
+    """
     offers: dict[str, Offer] = {}
     for name, price in tables.offers.items():
         row = price.model_dump(exclude={"gpus", "usd_per_gpu_hour"})
         for gpus in price.gpus:
             usd = round(price.usd_per_gpu_hour * gpus, 6)
-            offers[f"{name}-{gpus}"] = Offer(**row, gpus=gpus, usd_per_hour=usd)
+            shared = {} if gpus == max(price.gpus) else {"network_gb_per_second": None}
+            offers[f"{name}-{gpus}"] = Offer(**row | shared, gpus=gpus, usd_per_hour=usd)
     return Catalog(tables.families, tables.models, tables.gpus, offers, tables.refused)

@@ -14,7 +14,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from recipes.job import Record
-from scripts.backends.base import Charges, Source
+from scripts.backends.base import Charges, Source, machine_of
+from scripts.backends.runpod_api import Bill as BillOf
 from scripts.backends.runpod_api import RunpodApi
 from scripts.backends.runpod_pod_claims import PodClaims
 from scripts.job_folder import JobFiles, read_jobs
@@ -27,6 +28,10 @@ BILL_SECONDS = 2.0 * HOUR
 "A bill comes by the hour; two hours after the end its last hour is closed."
 LONGEST_WAIT_SECONDS = 48.0 * HOUR
 "A bill that has not come by then is not waited for: hours x price stands."
+
+_BY_POD: tuple[BillOf, str] = ("pods", "podId")
+_BY_CLUSTER: tuple[BillOf, str] = ("clusters", "clusterId")
+"Which of Runpod's bills, and where it names the machine."
 
 Bill = Callable[[Store, JobFiles], Charges | None]
 "The charges for all that a job rented; None where the provider says nothing by machine. Raises ProviderError."
@@ -108,19 +113,20 @@ def settle(store: Store, files: JobFiles, state: JobState, bill: Bill, now: floa
 
 
 def pod_bill(api: RunpodApi, store: Store, files: JobFiles) -> Charges | None:
-    """What Runpod charged for every Pod of a job, by Pod; None where the job ran in no Pod."""
+    """What Runpod charged for every Pod or cluster of a job, by its id; None where the job ran in none."""
     submission = files.submission
     if submission is None or submission.backend != "runpod_pod":
         return None
+    kind, name = _BY_CLUSTER if files.launch is not None and files.launch.nodes > 1 else _BY_POD
     claims = PodClaims(store, files.job_id, time.time).all()
-    pods = {*(claim.pod for claim in claims), submission.handle.get("pod")} - {None}
-    if not pods and all(claim.given_up for claim in claims):
+    rented = {one for claim in claims for one in (claim.pod, *claim.doubles)} | {machine_of(submission.handle)}
+    if rented == {None} and all(claim.given_up for claim in claims):
         return None  # it never got a Pod
     asked_at = min([submission.submitted_at, *(claim.touched_at for claim in claims)])
     usd: dict[str, float] = {}
-    for row in api.bill("pods", datetime.fromtimestamp(asked_at // HOUR * HOUR, UTC)):
-        if row.get("podId") in pods:
-            usd[row["podId"]] = usd.get(row["podId"], 0.0) + float(row.get("totalAmount") or 0.0)
+    for row in api.bill(kind, datetime.fromtimestamp(asked_at // HOUR * HOUR, UTC)):
+        if row.get(name) in rented - {None}:
+            usd[row[name]] = usd.get(row[name], 0.0) + float(row.get("totalAmount") or 0.0)
     return Charges(usd)
 
 

@@ -32,7 +32,7 @@ def machine_name(job_id: str) -> str:
 
 def machine_of(handle: Handle) -> Any:
     """The provider's own id of the machine in a handle, or of all its nodes; None in one that was never completed."""
-    return handle.get("pod") or handle.get("training_job") or handle.get("instances")
+    return next((handle[key] for key in ("pod", "cluster", "training_job", "instances") if handle.get(key)), None)
 
 
 @dataclass(frozen=True)

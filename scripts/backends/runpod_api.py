@@ -21,8 +21,8 @@ from scripts.backends.runpod_errors import NO_ANSWER, RunpodError
 from scripts.errors import InputError, Problem
 
 Json = dict[str, Any]
-Collection = Literal["pods", "templates", "network-volumes", "serverless", "registries", "account/secrets"]
-Bill = Literal["pods", "serverless", "network-volumes"]
+Collection = Literal["pods", "clusters", "templates", "network-volumes", "serverless", "registries", "account/secrets"]
+Bill = Literal["pods", "clusters", "serverless", "network-volumes"]
 
 BASE_URL = "https://api.runpod.io/v2"
 LONGEST_WAIT_SECONDS = 60
@@ -30,6 +30,7 @@ LONGEST_WAIT_SECONDS = 60
 
 _ROWS = {  # collection -> key of its list answer
     "pods": "pods",
+    "clusters": "clusters",
     "templates": "templates",
     "network-volumes": "networkVolumes",
     "serverless": "endpoints",
@@ -94,13 +95,22 @@ class RunpodApi:
         """The Pod after the action; {} after terminate."""
         return self.ask("POST", f"/pods/{quote(pod_id, safe='')}/action", {"action": action})
 
+    def members(self, cluster_id: str) -> list[Json]:
+        """The Pods of a cluster, which the list of Pods leaves out; none when there is no such cluster."""
+        try:
+            return self._rows(f"/clusters/{quote(cluster_id, safe='')}/pods", "pods")
+        except RunpodError as error:
+            if error.status == 404:
+                return []
+            raise
+
     def workers(self, endpoint_id: str) -> Json:
         """The workers of a serverless endpoint and their number by status."""
         return self.ask("GET", f"/serverless/{quote(endpoint_id, safe='')}/workers")
 
-    def gpus(self, *, count: int = 1, cloud: Literal["SECURE", "COMMUNITY"] = "SECURE") -> list[Json]:
-        """GPU types with USD per GPU-hour and, for Pods of `count` GPUs, their stock by datacentre."""
-        query = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud}
+    def gpus(self, *, count: int = 1, product: Literal["POD", "CLUSTER"] = "POD") -> list[Json]:
+        """GPU types with USD per GPU-hour and, for Pods of `count` GPUs, their stock in Secure Cloud by datacentre."""
+        query = {"include": "AVAILABILITY", "product": product, "count": str(count), "cloud": "SECURE"}
         return self._rows("/catalog/gpus", "gpus", query)
 
     def serverless_gpus(self) -> list[Json]:

@@ -1,10 +1,11 @@
-"""Jobs in Runpod Pods: one Pod per job, asked for once, looked at often, terminated and never stopped.
+"""Jobs in Runpod Pods: one Pod per job, or one cluster of them, asked for once, looked at often, and terminated.
 
 backend = RunpodPodBackend(os.environ); handle = backend.submit(spec, backend.request(spec)); backend.observe(handle)
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from scripts.backends.base import Handle, LiveOffer, Observation, Owned, Phase, 
 from scripts.backends.claims import ask_once
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
 from scripts.backends.runpod_errors import RunpodError
+from scripts.backends.runpod_machines import ENDED, Clusters, Machines, Pods, cluster_name, machines_of
 from scripts.backends.runpod_offers import CENT, Candidate, choose, live_offers
 from scripts.backends.runpod_pod_claims import PodClaim, PodClaims
 from scripts.backends.runpod_pod_request import PodSettings, placed, pod_request, read_pod_settings
@@ -30,7 +32,6 @@ Json = dict[str, Any]
 QUEUE_SECONDS = 1200.0
 "How long a Pod may take to run: an image of 10 GB is pulled in 4-5 minutes; a machine that needs 20 is stuck."
 _PHASES: dict[str, Phase] = {"PROVISIONING": "waiting", "STARTING": "waiting", "RUNNING": "running"}
-_ENDED = ("EXITED", "ERROR")  # they do nothing any more, but their disk is charged
 _CREATE_TRIES = 3
 _LOOKS = (1.0, 3.0, 8.0)  # seconds before each look for a Pod whose create was not answered
 _MOST_LINES = 5000
@@ -57,7 +58,7 @@ class RunpodPodBackend:
         return live_offers(catalog, {count: self._api.gpus(count=count) for count in counts})
 
     def request(self, spec: LaunchSpec) -> dict[str, Any]:
-        """The body of POST /v2/pods, without place, deadline and token."""
+        """The body of POST /v2/pods, or of POST /v2/clusters, without place, deadline and token."""
         return pod_request(spec, self._settings)
 
     def submit(self, spec: LaunchSpec, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,46 +69,44 @@ class RunpodPodBackend:
         claims = PodClaims(open_store(spec.store), spec.job_id, self._now)
 
         def found(newest: PodClaim | None) -> dict[str, Any] | None:
-            pod = self._only_pod(spec, claims)
-            return self._known(claims, newest, pod) if pod else None
+            pod = self._only_one(spec, claims)
+            return self._known(spec, claims, newest, pod) if pod else None
 
         return ask_once(claims, found, lambda mine: self._ask(spec, request, claims, mine), self._sleep)
 
     def observe(self, handle: Handle) -> Observation:
         """What Runpod says. A Pod that is of no use any more is terminated here, and counts as gone."""
-        pod_id = str(handle.get("pod", ""))
-        pod = self._api.read("pods", pod_id) if pod_id else None
-        why = useless(pod, float(handle.get("run_by", 0.0)), self._now())
-        if pod is None or why is None:
-            status = str(pod["status"]) if pod else ""
-            return Observation(_PHASES.get(status, "gone"), f"Pod {pod_id}: {why or status}")
-        self._api.delete("pods", pod_id)
-        return Observation("gone", f"Pod {pod_id}: {why}")
+        machines = machines_of(self._api, handle)
+        machine_id = str(handle.get(machines.key, ""))
+        row = machines.read(machine_id) if machine_id else None
+        why = useless(
+            row, float(handle.get("run_by", 0.0)), self._now(), float(handle.get("most_usd_per_hour", math.inf))
+        )
+        said = f"{machines.key.capitalize()} {machine_id}"
+        if row is None or why is None:
+            status = str(row["status"]) if row else ""
+            return Observation(_PHASES.get(status, "gone"), f"{said}: {why or status}")
+        machines.delete(machine_id)
+        return Observation("gone", f"{said}: {why}")
 
     def logs(self, handle: Handle) -> Iterator[str]:
         """What the container and the platform said."""
-        for line in self._api.pod_logs(str(handle["pod"]), tail=_MOST_LINES):
+        machines = machines_of(self._api, handle)
+        pod = machines.pod_that_speaks(str(handle[machines.key]))
+        for line in self._api.pod_logs(pod, tail=_MOST_LINES) if pod else ():
             yield f"{line.get('ts', '')} {line.get('source', '')}: {line.get('line', '')}"
 
     def stop(self, handle: Handle) -> None:
         """Terminates the Pod: a stopped one would go on to cost, and may come back without its GPUs."""
-        if handle.get("pod"):
-            self._api.delete("pods", str(handle["pod"]))
+        machines = machines_of(self._api, handle)
+        if handle.get(machines.key):
+            machines.delete(str(handle[machines.key]))
 
     def owned(self) -> list[Owned]:
-        """Pods with our name, our job in their environment and our deadline: what carries all three is ours."""
-        found = []
-        for pod in self._api.listed("pods"):
-            env = pod.get("env") or {}
-            job_id = str(env.get("LORRY_JOB", ""))
-            deadline = str(env.get("LORRY_DEADLINE", ""))
-            ours = pod["name"] == machine_name(job_id) and deadline.isdecimal() and len(job_id) > 2
-            if ours and pod["status"] != "TERMINATED":
-                handle = {"pod": pod["id"], "name": pod["name"], "status": pod["status"]}
-                handle |= {"store": env.get("LORRY_STORE", ""), "deadline": int(deadline)}
-                phase = _PHASES.get(pod["status"], "gone")
-                found.append(Owned(job_id, handle, phase, _seconds(pod["createdAt"]), float(pod["cost"])))
-        return found
+        """Pods and clusters with our name, our job in their variables and our deadline: what has all three is ours."""
+        kinds: tuple[Machines, ...] = (Pods(self._api), Clusters(self._api))
+        shown = [_owned(machines, row) for machines in kinds for row in machines.listed()]
+        return [one for one in shown if one is not None]
 
     @cached_property
     def _settings(self) -> PodSettings:
@@ -132,7 +131,7 @@ class RunpodPodBackend:
                     failures.append(error)
                     continue
                 self._require_price(spec, claims, claim, pod)
-                return self._known(claims, claim, pod)
+                return self._known(spec, claims, claim, pod)
             raise _all_refused(failures)
         except LorryError as error:
             claims.write(claim, given_up=str(error))
@@ -145,61 +144,72 @@ class RunpodPodBackend:
             if volume is None:
                 raise Refused(Problem("RUNPOD_VOLUME_ID", f"there is no volume {volume_id}", "the id of a volume"))
             limits = replace(limits, datacenters=frozenset({str(volume["dataCenter"])}))
-        gpus, datacenters = self._api.gpus(count=spec.gpus), self._api.datacenters()
-        return choose(spec, load_catalog(), gpus, datacenters, limits)
+        gpus = self._api.gpus(count=spec.gpus, product="CLUSTER" if spec.nodes > 1 else "POD")
+        return choose(spec, load_catalog(), gpus, self._api.datacenters(), limits)
 
     def _create(
         self, spec: LaunchSpec, request: Mapping[str, Any], candidate: Candidate, claims: PodClaims, claim: PodClaim
     ) -> Json:
-        """One Pod at one place. A create that was not answered is looked for before it is sent again."""
+        """One Pod or cluster at one place. A create that was not answered is looked for before it is sent again."""
         deadline = int(self._now()) + spec.deadline_seconds
         body = placed(request, candidate, deadline, self._token(spec, deadline))
         failure: RunpodError | None = None
         for _ in range(_CREATE_TRIES):
             claim = claims.write(claim, gpu=candidate.gpu, datacenter=candidate.datacenter)
             try:
-                pod = self._api.create("pods", body)
-                return self._only_pod(spec, claims) or pod  # two launchers that met here keep the same one
+                pod = machines_of(self._api, spec).create(body)
+                return self._only_one(spec, claims) or pod  # two launchers that met here keep the same one
             except RunpodError as error:
                 if not error.maybe_done:
                     raise
                 failure = error
             for seconds in _LOOKS:
                 self._sleep(seconds)
-                if found := self._only_pod(spec, claims):
+                if found := self._only_one(spec, claims):
                     return found
         assert failure is not None
         raise failure
 
-    def _only_pod(self, spec: LaunchSpec, claims: PodClaims) -> Json | None:
-        """The Pod of this job: the oldest that lives. All others of the job are terminated."""
-        name = machine_name(spec.job_id)
-        pods = [pod for pod in self._api.listed("pods") if pod["name"] == name and pod["status"] != "TERMINATED"]
-        pods = [pod for pod in pods if (pod.get("env") or {}).get("LORRY_STORE") == spec.store]
-        pods.sort(key=lambda pod: (pod["status"] in _ENDED, pod["createdAt"], pod["id"]))
-        kept = pods[0] if pods and pods[0]["status"] not in _ENDED else None
-        for pod in pods:
-            if pod is not kept:
-                claims.note_double(pod["id"])
-                self._api.delete("pods", pod["id"])
+    def _only_one(self, spec: LaunchSpec, claims: PodClaims) -> Json | None:
+        """The Pod or cluster of this job: the oldest that lives. All others of the job are terminated."""
+        machines = machines_of(self._api, spec)
+        rows = [row for row in machines.listed() if machines.is_of(row, spec)]
+        rows.sort(key=lambda row: (row["status"] in ENDED, row["createdAt"], row["id"]))
+        kept = rows[0] if rows and rows[0]["status"] not in ENDED else None
+        for row in rows:
+            if row is not kept:
+                claims.note_double(row["id"])
+                machines.delete(row["id"])
         return kept
 
-    def _known(self, claims: PodClaims, claim: PodClaim | None, pod: Json) -> dict[str, Any]:
-        """The handle of a Pod, with the claim it came from completed."""
+    def _known(self, spec: LaunchSpec, claims: PodClaims, claim: PodClaim | None, pod: Json) -> dict[str, Any]:
+        """The handle of a Pod or cluster, with the claim it came from completed."""
         created_at = _seconds(pod["createdAt"])
         gpu, place = str((pod.get("gpu") or {}).get("id", "")), str(pod.get("dataCenterId") or "")
-        about = {"gpu": gpu, "datacenter": place, "usd_per_hour": float(pod["cost"]), "created_at": created_at}
+        usd = float(pod["cost"]) or quoted_usd(spec)
+        about = {"gpu": gpu, "datacenter": place, "usd_per_hour": usd, "created_at": created_at}
         if claim is not None and claim.pod is None:
             claims.write(claim, pod=pod["id"], given_up="", **about)
-        return {"pod": pod["id"], "name": pod["name"], "run_by": created_at + QUEUE_SECONDS, **about}
+        # A cluster shows its price only when its Pods have a place, so every look holds it to the quoted one.
+        limit = {"most_usd_per_hour": quoted_usd(spec)} if spec.nodes > 1 else {}
+        key = machines_of(self._api, spec).key
+        return {
+            key: pod["id"],
+            "name": machine_name(spec.job_id),
+            "run_by": created_at + QUEUE_SECONDS,
+            **about,
+            **limit,
+        }
 
     def _require_price(self, spec: LaunchSpec, claims: PodClaims, claim: PodClaim, pod: Json) -> None:
         """What was shown is not always what is charged: a Pod that costs more than the quote is given back at once."""
-        quoted, usd = load_catalog().offers[spec.offer or ""].usd_per_hour, float(pod["cost"])
+        quoted, usd = quoted_usd(spec), float(pod["cost"])
         if usd > quoted + CENT:
             claims.write(claim, pod=pod["id"], usd_per_hour=usd)
-            self._api.delete("pods", pod["id"])
-            said = f"the Pod came at ${usd:.2f} an hour, the quote was ${quoted:.2f}; it was given back"
+            machines = machines_of(self._api, spec)
+            machines.delete(pod["id"])
+            what = machines.key.capitalize()
+            said = f"the {what} came at ${usd:.2f} an hour, the quote was ${quoted:.2f}; it was given back"
             raise Refused(Problem(f"job {spec.job_id}", said, "plan again with the price of today"))
 
     def _require_secrets(self) -> None:
@@ -220,18 +230,38 @@ class RunpodPodBackend:
         return machine_token(spec.store, spec.job_id, deadline, settings.token_secret) if settings.front_door else ""
 
 
-def useless(pod: Mapping[str, Any] | None, run_by: float, now: float) -> str | None:
-    """Why this Pod will not do its job any more; None while it may. Pure.
+def useless(pod: Mapping[str, Any] | None, run_by: float, now: float, most_usd_per_hour: float) -> str | None:
+    """Why this Pod will not do its job any more, or not at its price; None while it may. Pure.
 
     pod: as Runpod shows it, None when there is none. run_by: unix seconds by which it must run.
     """
     if pod is None or pod["status"] == "TERMINATED":
         return "it is gone"
-    if pod["status"] in _ENDED:
+    if pod["status"] in ENDED:
         return f"it is {pod['status']}; it was terminated"
     if pod["status"] != "RUNNING" and now > run_by:
         return f"it was still {pod['status']} after {QUEUE_SECONDS / 60:.0f} minutes; it was terminated"
+    if float(pod["cost"]) > most_usd_per_hour + CENT:
+        return f"it costs ${pod['cost']:.2f} an hour instead of ${most_usd_per_hour:.2f}; it was terminated"
     return None
+
+
+def quoted_usd(spec: LaunchSpec) -> float:
+    """USD an hour that the quote was made with, for all nodes."""
+    return load_catalog().offers[spec.offer or ""].usd_per_hour * spec.nodes
+
+
+def _owned(machines: Machines, row: Json) -> Owned | None:
+    """What the reaper sees of a Pod or cluster; None where one of the three marks is missing."""
+    env = row.get("env") or {}
+    job_id, store, deadline = (str(env.get(f"LORRY_{name}", "")) for name in ("JOB", "STORE", "DEADLINE"))
+    ours = machine_name(job_id) if machines.key == "pod" else cluster_name(job_id, store)
+    if len(job_id) <= 2 or row["name"] != ours or not deadline.isdecimal():
+        return None
+    handle = {machines.key: row["id"], "name": machine_name(job_id), "status": row["status"]}
+    handle |= {"store": store, "deadline": int(deadline)}
+    phase = _PHASES.get(row["status"], "running" if row["cost"] else "gone")  # of a cluster some Pods may go on
+    return Owned(job_id, handle, phase, _seconds(row["createdAt"]), float(row["cost"]))
 
 
 def _all_refused(failures: list[RunpodError]) -> ProviderError:

@@ -1,4 +1,4 @@
-"""The body of POST /v2/pods for a job: what runs, on what, with which variables. Pure, and without a secret.
+"""The body of POST /v2/pods or /v2/clusters for a job: what runs, where, with which variables. Pure, without a secret.
 
 request = pod_request(spec, read_pod_settings(os.environ)); body = placed(request, candidate, deadline, token)
 """
@@ -15,6 +15,7 @@ from typing import Any
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
 from scripts.backends.base import machine_name
+from scripts.backends.runpod_machines import cluster_name
 from scripts.backends.runpod_offers import Candidate, Limits
 from scripts.errors import InputError, Problem, Refused
 from scripts.job_token import KEYS_SECONDS, client_of, door_variables
@@ -86,16 +87,19 @@ def pod_request(spec: LaunchSpec, settings: PodSettings) -> Json:
         "name": machine_name(spec.job_id),
         "image": image,
         "args": shlex.join(_command(spec)),
-        "cloud": "SECURE",
-        # Without the count the scheduler finds no machine.
-        "gpu": {"id": offer.provider_type, "count": spec.gpus, "minCudaVersion": CUDA},
         "disk": disk_gb(spec),
         "env": _variables(spec, settings),
         "ports": [],
     }
+    if spec.nodes > 1:
+        shape = {"gpuTypeId": offer.provider_type, "gpuCountPerPod": spec.gpus, "podCount": spec.nodes}
+        body |= {"name": cluster_name(spec.job_id, spec.store), "type": "TRAINING", "compute": shape}
+    else:
+        # Without the count the scheduler finds no machine.
+        body |= {"cloud": "SECURE", "gpu": {"id": offer.provider_type, "count": spec.gpus, "minCudaVersion": CUDA}}
     if settings.volume_id:
         body["mounts"] = {"network": [{"volumeId": settings.volume_id, "path": MOUNT}]}
-    if settings.registry_id:
+    if settings.registry_id and spec.nodes == 1:
         body["registry"] = settings.registry_id
     return body
 
@@ -106,12 +110,12 @@ def placed(request: Mapping[str, Any], candidate: Candidate, deadline: int, toke
     env = {**request["env"], "LORRY_DEADLINE": str(deadline)}
     if token:
         env |= door_variables(env["LORRY_FRONT_DOOR"], env["LORRY_JOB"], token)
-    return {
-        **request,
-        "gpu": {**request["gpu"], "id": candidate.gpu},
-        "dataCenterIds": [candidate.datacenter],
-        "env": env,
-    }
+    shape: Json = (
+        {"compute": {**request["compute"], "gpuTypeId": candidate.gpu}}
+        if "compute" in request
+        else {"gpu": {**request["gpu"], "id": candidate.gpu}}
+    )
+    return {**request, **shape, "dataCenterIds": [candidate.datacenter], "env": env}
 
 
 def disk_gb(spec: LaunchSpec) -> int:
@@ -134,6 +138,7 @@ def _variables(spec: LaunchSpec, settings: PodSettings) -> dict[str, str]:
     references = {name: f"{{{{ RUNPOD_SECRET_{secret} }}}}" for name, secret in settings.secrets.items()}
     models = {"LORRY_MODELS": f"{MOUNT}/models"} if settings.volume_id else {}
     own = {"LORRY_STORE": spec.store, "LORRY_JOB": spec.job_id, "LORRY_FRONT_DOOR": settings.front_door}
+    own |= {"NODES": str(spec.nodes)} if spec.nodes > 1 else {}  # rank and address of node 0 come from the platform
     return {**settings.plain, **references, **models, **own}
 
 
@@ -142,14 +147,10 @@ def _problems(spec: LaunchSpec, settings: PodSettings, image: str) -> list[Probl
     offer, model = catalog.offers.get(spec.offer or ""), catalog.models.get(spec.recipe.base.id)
     if offer is None or offer.backend != "runpod_pod":
         found.append(Problem("offer", f"{spec.offer} is no offer of runpod_pod", "plan the recipe for runpod_pod"))
-    if spec.nodes != 1:
-        found.append(
-            Problem(
-                "hardware.nodes",
-                f"{spec.nodes} on runpod_pod",
-                "1: a job is one Pod; ec2 and sagemaker take several nodes",
-            )
-        )
+    if spec.nodes > 1 and settings.registry_id:
+        said = "set, and Runpod's clusters cannot pull from a private registry"
+        want = "unset, with LORRY_IMAGE in a public registry: it holds no secret, no model and no data"
+        found.append(Problem("RUNPOD_REGISTRY_ID", said, want))
     if not _DIGEST.fullmatch(image):
         want = "LORRY_IMAGE: registry/name@sha256:..., since a tag may mean another image on each host"
         found.append(Problem("image", repr(image[:120]) if image else "not set", want))

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from recipes.recipe import BackendName
-from scripts.backends.base import Backend
+from scripts.backends.base import Backend, machine_of
 from scripts.cli.command import Command, add_json
 from scripts.errors import LorryError, NotFound, Problem, ProviderError
 from scripts.job_folder import job_ids, read_job
@@ -74,7 +74,7 @@ def _reap(arguments: argparse.Namespace, settings: Settings) -> int:
     ours = partial(is_within, settings.store)
     rounds = make_rounds(backends, open_store, ours, time.time(), ends=arguments.yes)
     if "runpod_pod" not in rounds.unseen:
-        pods = {str(machine.owned.handle.get("pod")) for machine in rounds.machines}
+        pods = {str(machine_of(machine.owned.handle)) for machine in rounds.machines}
         rounds.report("runpod_pod report", lambda: _forgotten(pods))
     _print_decisions(arguments, rounds.decisions, rounds.troubles)
     if rounds.troubles:
@@ -99,12 +99,14 @@ def _print_decisions(arguments: argparse.Namespace, decisions: list[Decision], t
 
 def _forgotten(owned: set[str]) -> tuple[Forgotten, ...]:
     from scripts.backends.runpod_api import RunpodApi
+    from scripts.backends.runpod_machines import Clusters, Pods
     from scripts.forgotten import forgotten
 
     if not os.environ.get("RUNPOD_API_KEY"):
         return ()
     with RunpodApi.of(os.environ) as api:
-        return tuple(forgotten(api.listed("pods"), api.listed("network-volumes"), api.listed("serverless"), owned))
+        rented = Pods(api).listed() + Clusters(api).listed()
+        return tuple(forgotten(rented, api.listed("network-volumes"), api.listed("serverless"), owned))
 
 
 def _cost_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,8 @@
 | variable | what it says | where it is missing |
 |---|---|---|
 | NODES | machines of the job | 1 |
-| NODE_RANK | which of them this is, from 0 | 0 |
-| MASTER_ADDR | a name or address at which node 0 is reached by the others | 127.0.0.1 |
+| NODE_RANK | which of them this is, from 0 | an error where there are several |
+| MASTER_ADDR | a name or address at which node 0 is reached by the others | an error where there are several |
 | MASTER_PORT | node 0 listens on this port + the number of the attempt | 29500 |
 | GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME | the network interface between the nodes | the one that leads to node 0 |
 
@@ -56,12 +56,12 @@ ALONE = Node()
 def node_of(environment: Mapping[str, str]) -> Node:
     """This machine among the nodes of its job. Raises InputError."""
     count = _number(environment, "NODES", 1, 1, MOST_NODES)
-    address = environment.get("MASTER_ADDR") or Node.address
     if count == 1:
         return ALONE
+    address = environment.get("MASTER_ADDR", "")
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", address):
         raise InputError(Problem("MASTER_ADDR", repr(address[:80]), "the name or address of node 0"))
-    rank = _number(environment, "NODE_RANK", 0, 0, count - 1)
+    rank = _number(environment, "NODE_RANK", None, 0, count - 1)
     return Node(count, rank, address, _number(environment, "MASTER_PORT", FIRST_PORT, 1024, 65_000))
 
 
@@ -85,8 +85,8 @@ def free_port() -> int:
     return port
 
 
-def _number(environment: Mapping[str, str], name: str, otherwise: int, least: int, most: int) -> int:
-    text = environment.get(name) or str(otherwise)
+def _number(environment: Mapping[str, str], name: str, otherwise: int | None, least: int, most: int) -> int:
+    text = environment.get(name) or ("" if otherwise is None else str(otherwise))
     if not text.isdecimal() or not least <= int(text) <= most:
         raise InputError(Problem(name, repr(text[:80]), f"a whole number from {least} to {most}"))
     return int(text)

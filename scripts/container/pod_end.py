@@ -1,9 +1,10 @@
-"""How a container in a Pod comes to its end: it terminates its own Pod, asks the front door to, or holds.
+"""How a container in a Pod comes to its end: it terminates its Pod or cluster, asks the front door to, or holds.
 
 end = end_of_pod(os.environ, "job-1"); code = run_in_pod(run, end, os.environ) if end else run()
 
 An exited container is started again by the platform and costs on. So the last act in a Pod is to wait for its end, and
-to ask for it again; every way out of the container leads there, but one: a machine that is told to end.
+to ask for it again; every way out of the container leads there, but one: a machine that is told to end. The Pods of a
+cluster end together: node 0 asks at once, the others only when it had the time to.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from dataclasses import dataclass, field
 import httpx
 
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
+from scripts.backends.runpod_errors import RunpodError
 from scripts.errors import Conflict, InputError, LorryError, Problem, ProviderError
 
 INTERRUPTED = 128 + signal.SIGTERM
 "Exit code of a container whose machine was told to end before the job was over."
 START_SECONDS = 600.0
+FOLLOWERS_WAIT_SECONDS = 300.0
+"So long node 0 has to end the cluster, when another node thinks that there is no more to do."
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 15.0, 300.0
+_IN_A_CLUSTER = 409
 _UNFILLED = "{{"
 
 
@@ -39,6 +44,7 @@ def end_of_pod(environment: Mapping[str, str], job_id: str) -> PodEnd | None:
         front_door=environment.get("LORRY_FRONT_DOOR", "").rstrip("/"),
         token=environment.get("LORRY_JOB_TOKEN", ""),
         job_id=job_id,
+        follows=environment.get("NODES", "1") != "1" and environment.get("NODE_RANK") != "0",
     )
 
 
@@ -87,7 +93,8 @@ def require_filled(environment: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class PodEnd:
-    """Ends a Pod from inside. `key` may do nothing but that; `front_door` and `token` are the second way."""
+    """Ends a Pod from inside, or the cluster it is in. `key` may do little else, and perhaps not even end a cluster;
+    `front_door` and `token` are the second way. follows: it is a node of several, and not node 0."""
 
     pod_id: str
     key: str = field(repr=False)
@@ -95,12 +102,15 @@ class PodEnd:
     front_door: str
     token: str = field(repr=False)
     job_id: str
+    follows: bool = False
     sleep: Callable[[float], None] = time.sleep
 
     def __call__(self) -> None:
         """Asks for the end until it comes; returns only when `sleep` raises."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on nothing is lost by dying
+        if self.follows:
+            self.sleep(FOLLOWERS_WAIT_SECONDS)
         for pause in _pauses():
             if not self._through_runpod():
                 self._through_front_door()
@@ -109,10 +119,19 @@ class PodEnd:
     def _through_runpod(self) -> bool:
         try:
             with RunpodApi(self.key, self.base_url, sleep=self.sleep) as runpod:
-                runpod.delete("pods", self.pod_id)
+                self._end(runpod)
         except LorryError as error:
             return _say(f"this Pod could not end itself: {error}")
         return True
+
+    def _end(self, runpod: RunpodApi) -> None:
+        try:
+            runpod.delete("pods", self.pod_id)
+        except RunpodError as error:
+            cluster = (runpod.read("pods", self.pod_id) or {}).get("cluster") if error.status == _IN_A_CLUSTER else None
+            if not cluster:
+                raise
+            runpod.delete("clusters", str(cluster["id"]))
 
     def _through_front_door(self) -> bool:
         if not self.front_door or not self.token:

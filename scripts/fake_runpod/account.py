@@ -22,8 +22,14 @@ COLLECTIONS = {
     "delegations": "delegations",
     "serverless": "endpoints",
     "pods": "pods",
+    "clusters": "clusters",
     "secrets": "secrets",
 }
+
+
+def cluster_of(pod: Json) -> str | None:
+    """The cluster that a Pod is in."""
+    return (pod.get("cluster") or {}).get("id")
 
 
 NOT_CHARGED = ("EXITED", "ERROR", "TERMINATED")
@@ -93,6 +99,9 @@ class Account:
                     raise Rejected(400, f"network volume {object_id} is attached to {user['name']}")
         if collection == "pods":
             self.meter.turn_off(object_id, self.clock.now())
+        if collection == "clusters":
+            for pod in [pod for pod in self.held["pods"].values() if cluster_of(pod) == object_id]:
+                self.delete("pods", pod["id"])
         if collection == "secrets":
             self.secret_values.pop(self.held["secrets"][object_id]["name"], None)
         del self.held[collection][object_id]

@@ -18,6 +18,7 @@ _FIRST_DAYS = 30
 _AMOUNTS = ("totalAmount", "gpuAmount", "cpuAmount", "diskAmount")
 _KINDS = {
     "pods": ("podId", "uniquePodCount", ()),
+    "clusters": ("clusterId", "uniqueClusterCount", ("networkingAmount",)),
     "serverless": ("serverlessId", "uniqueServerlessCount", ("feeAmount",)),
 }
 
@@ -37,6 +38,8 @@ class Meter:
     """Spans by the id of a Pod, or by `endpoint/worker`; they outlive both, as a bill does."""
 
     spans: dict[str, list[Span]] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    "The cluster of each Pod that is or was in one."
 
     def turn_on(self, pod_id: str, usd_per_hour: float, now: float, *, on_gpu: bool = True) -> None:
         """Charges from now on; nothing new for a Pod that is charged already."""
@@ -49,6 +52,12 @@ class Meter:
         spans = self.spans.get(pod_id)
         if spans and spans[-1].end is None:
             spans[-1].end = max(now, spans[-1].start)
+
+    def part(self, *, in_groups: bool) -> Meter:
+        """The same spans of the Pods that are in no cluster, or of the others, as `cluster/Pod`."""
+        if not in_groups:
+            return Meter({pod: spans for pod, spans in self.spans.items() if pod not in self.groups})
+        return Meter({f"{self.groups[pod]}/{pod}": spans for pod, spans in self.spans.items() if pod in self.groups})
 
     def total(self, pod_id: str, now: float) -> float:
         """USD for one Pod until now."""

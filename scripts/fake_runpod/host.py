@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from scripts.fake_runpod.account import Account
 from scripts.fake_runpod.clock import seconds_of
+from scripts.fake_runpod.clusters import variables_of
 from scripts.fake_runpod.processes import Runner, Running
 
 Json = dict[str, Any]
@@ -190,7 +191,7 @@ class Host:
         mounts = {mount["volumeId"]: mount["path"] for mount in pod["mounts"].get("network", [])}
         if mounts:
             own["RUNPOD_VOLUME_ID"] = next(iter(mounts))
-        return {**filled_in(account, pod["env"], mounts, self.folder), **own}
+        return {**filled_in(account, pod["env"], mounts, self.folder), **own, **variables_of(account, pod)}
 
     def _listen(self, account: Account, machine: Machine) -> None:
         for line in machine.running.lines() if machine.running else ():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.fake_runpod import account as rules
-from scripts.fake_runpod import endpoints, pods
-from scripts.fake_runpod.account import COLLECTIONS, Account, Rejected
+from scripts.fake_runpod import clusters, endpoints, pods
+from scripts.fake_runpod.account import COLLECTIONS, Account, Rejected, cluster_of
 from scripts.fake_runpod.billing import bill
 
 Json = dict[str, Any]
@@ -24,7 +24,7 @@ def answer(
     parts = path.removeprefix("/v2/").split("/")
     if parts[0] == "catalog":
         return 200, _catalog(account, parts[1:], "include" in query)
-    if parts[0] == "billing" and parts[1:] in (["pods"], ["serverless"]):
+    if parts[0] == "billing" and parts[1:] in (["pods"], ["clusters"], ["serverless"]):
         return 200, _bill(account, parts[1], query)
     if parts[0] in ("account", "registries") and parts[1:2] in (["secrets"], ["delegations"]):
         parts = parts[1:]
@@ -34,7 +34,9 @@ def answer(
     if len(parts) == 1:
         if method == "POST":
             return 201, _create(account, collection, body)
-        rows = [_show(account, collection, item) for item in account.held[collection].values()]
+        with_members = query.get("includeClusterPods") == ["true"]
+        items = [one for one in account.held[collection].values() if with_members or cluster_of(one) is None]
+        rows = [_show(account, collection, item) for item in items]
         return 200, _page(account, COLLECTIONS[collection], rows, query)
     item = account.get(collection, parts[1])
     if parts[-1] == "logs":  # of a Pod, or of a worker of an endpoint
@@ -42,6 +44,8 @@ def answer(
         return 200, pods.log_events(account, item, query, last_event_id)
     if len(parts) == 3:
         return _below(account, item, parts[2], body)
+    if cluster_of(item) is not None and method != "GET":
+        raise Rejected(409, f"Pod {parts[1]} belongs to a cluster")
     if method == "DELETE":
         account.delete(collection, parts[1])
         return 204, None
@@ -51,7 +55,7 @@ def answer(
 
 
 def _bill(account: Account, kind: str, query: dict[str, list[str]]) -> Json:
-    meter = account.meter if kind == "pods" else account.worker_meter
+    meter = account.worker_meter if kind == "serverless" else account.meter.part(in_groups=kind == "clusters")
     try:
         return bill(kind, meter, query, account.clock.now())
     except ValueError as error:
@@ -71,6 +75,8 @@ def _create(account: Account, collection: str, body: Json) -> Json:
     now = account.clock.stamp()
     if collection == "pods":
         return pods.show_pod(account, pods.create_pod(account, body, now))
+    if collection == "clusters":
+        return clusters.create_cluster(account, body, now)
     if collection == "serverless":
         return endpoints.create_endpoint(account, body, now)
     makers = {
@@ -96,13 +102,19 @@ def _change(account: Account, collection: str, item: Json, body: Json) -> Json:
 
 
 def _show(account: Account, collection: str, item: Json) -> Json:
+    if collection == "clusters":
+        return clusters.show_cluster(account, item)
     return pods.show_pod(account, item) if collection == "pods" else item
 
 
 def _below(account: Account, item: Json, part: str, body: Json) -> tuple[int, Any]:
     if part == "workers":
         return 200, endpoints.workers(account, item)
+    if part == "pods":
+        return 200, {"pods": clusters.members(account, item)}
     if part == "action":
+        if cluster_of(item) is not None:
+            raise Rejected(409, f"Pod {item['id']} belongs to a cluster")
         shown = pods.act_on_pod(account, item, body["action"])
         return (204, None) if shown is None else (200, shown)
     raise Rejected(404, f"the local Runpod has no {part}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from scripts.fake_runpod.account import Account, Rejected
+from scripts.fake_runpod.account import Account, Rejected, cluster_of
 from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.contract import Contract, problem
 from scripts.fake_runpod.fleet import Fleet
@@ -83,6 +83,8 @@ class LocalRunpod:
     host: Host | None = None
     pod_keys_work: bool = True
     "Whether the key that a Pod gets may end that Pod."
+    cluster_keys_work: bool = False
+    "Whether it may also end the cluster that the Pod is in: nothing says so."
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -115,6 +117,8 @@ class LocalRunpod:
         own = f"/v2/pods/{pod_id}"
         ends = (method, path) == ("DELETE", own)
         ends = ends or ((method, path) == ("POST", f"{own}/action") and body == {"action": "terminate"})
+        cluster = cluster_of(self.account.held["pods"].get(pod_id, {}))
+        ends = ends or (self.cluster_keys_work and (method, path) == ("DELETE", f"/v2/clusters/{cluster}"))
         return 200 if self.pod_keys_work and (ends or (method, path) == ("GET", own)) else 403
 
     def take_fault(self, method: str, path: str) -> Fault | None:

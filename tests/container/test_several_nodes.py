@@ -57,7 +57,7 @@ def test_a_machine_reads_its_place_among_the_nodes() -> None:
 
 
 def test_gloo_and_nccl_are_told_the_interface_that_leads_to_node_0() -> None:
-    here = {"NODES": "2", "MASTER_ADDR": "127.0.0.1"}
+    here = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     assert network_variables(here) == dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
     assert network_variables(here | {"NCCL_SOCKET_IFNAME": "eth1"})["NCCL_SOCKET_IFNAME"] == "eth1"
     assert network_variables(here | {"MASTER_ADDR": "no.such.host.invalid"}) == network_variables({}) == {}
@@ -67,7 +67,9 @@ def test_gloo_and_nccl_are_told_the_interface_that_leads_to_node_0() -> None:
     ("odd", "sentence"),
     [
         ({"NODES": "two"}, "NODES: 'two'"),
-        ({"NODES": "2", "NODE_RANK": "2"}, "NODE_RANK: '2'; a whole number from 0 to 1"),
+        ({"NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "h"}, "NODE_RANK: '2'; a whole number from 0 to 1"),
+        ({"NODES": "2", "MASTER_ADDR": "h"}, "NODE_RANK: ''; a whole number from 0 to 1"),
+        ({"NODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR: ''; the name or address of node 0"),
         ({"NODES": "2", "MASTER_ADDR": "a b"}, "MASTER_ADDR: 'a b'"),
     ],
 )

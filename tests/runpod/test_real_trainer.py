@@ -15,6 +15,7 @@ from recipes.job import LaunchSpec
 from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
 from recipes.recipe import BackendName, Recipe
 from scripts.backends.runpod_api import RunpodApi
+from scripts.cost import pod_bill
 from scripts.fake_runpod.host import Host
 from scripts.fake_runpod.processes import ProcessRunner
 from scripts.fake_runpod.server import LocalRunpod, serve
@@ -90,6 +91,25 @@ def test_the_smoke_recipe_trains_in_a_pod_and_no_secret_is_left_anywhere(room: R
     bill = room.billed()
     assert list(bill) == [pod]
     assert 0 < bill[pod] <= room.submissions[0].handle["usd_per_hour"] * (time.time() - began) / 3600
+    assert _leaks(room, tmp_path / "host") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_smoke_recipe_trains_on_a_cluster_of_two_pods(room: Room, tmp_path: Path) -> None:
+    room.spec = room.spec.model_copy(update={"nodes": 2, "accumulation_steps": 1})
+    room.runpod.cluster_keys_work = True
+    cluster = room.launch().handle["cluster"]
+    out = io.StringIO()
+    state = watch(room.store, "real-1", room.backend, out, poll_seconds=0.5)
+    assert state.state == "completed", out.getvalue() + room.said()
+    room.finish()
+    assert pull(room.store, "real-1", tmp_path / "adapter").effect > 0
+    assert room.store.read("real-1/logs/trainer-1-node-1.log") is not None, "node 1 took part"
+    with RunpodApi(KEY, room.runpod.url) as api:
+        charges = pod_bill(api, room.store, room.files())
+    assert charges is not None
+    assert list(charges.usd) == [cluster]
     assert _leaks(room, tmp_path / "host") == []
 
 

@@ -19,7 +19,7 @@ from scripts.job_token import make_token
 from tests.runpod.conftest import IMAGE, OPENAPI, spec_of
 
 CONTRACTS = [None, *([OPENAPI] if OPENAPI else [])]
-GOLDEN = Path(__file__).parent / "golden" / "pod.json"
+GOLDEN = Path(__file__).parent / "golden"
 SECRET = "CANARY-token-secret-of-the-front-door"
 ENVIRONMENT = {
     "RUNPOD_API_KEY": "rpa_CANARY_control_plane_key",
@@ -34,7 +34,9 @@ ENVIRONMENT = {
     "LORRY_POD_SECRETS": "HF_TOKEN=lorry_hf, AWS_ACCESS_KEY_ID=store/id,AWS_SECRET_ACCESS_KEY=store.key",
     "AWS_DEFAULT_REGION": "eu-central-1",
 }
+PUBLIC = ENVIRONMENT | {"RUNPOD_REGISTRY_ID": ""}
 STORE = "s3://a-bucket/clients/acme/jobs"
+ON_TWO_NODES = {"nodes": 2, "gpus": 8, "offer": "runpod-a100-sxm-8"}
 PLACE = Candidate("runpod-a100-pcie-1", "NVIDIA A100 80GB PCIe", "EU-CZ-1", 1.79, "LOW")
 
 
@@ -44,12 +46,13 @@ def body(environment: dict[str, str] = ENVIRONMENT, **changes: Any) -> dict[str,
     return placed(pod_request(spec, read_pod_settings(environment)), PLACE, 1_800_003_600, token)
 
 
-def test_the_request_is_the_committed_one() -> None:
-    text = json.dumps(body(), indent=2, sort_keys=True) + "\n"
+@pytest.mark.parametrize(("name", "made"), [("pod", body()), ("cluster", body(PUBLIC, **ON_TWO_NODES))])
+def test_the_request_is_the_committed_one(name: str, made: dict[str, Any]) -> None:
+    text, path = json.dumps(made, indent=2, sort_keys=True) + "\n", GOLDEN / f"{name}.json"
     if os.environ.get("LORRY_WRITE_GOLDEN"):
-        GOLDEN.write_text(text)
+        path.write_text(text)
     again = "if this is meant, run: LORRY_WRITE_GOLDEN=1 python -m pytest tests/runpod/test_request.py"
-    assert text == GOLDEN.read_text(), again
+    assert text == path.read_text(), again
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,10 @@ def test_the_request_keeps_to_the_contract(openapi: Path | None) -> None:
     assert route.request_errors(body()) == []
     assert route.request_errors(pod_request(spec_of("job-1", STORE), read_pod_settings(ENVIRONMENT))) == []
     assert route.request_errors(body() | {"interruptible": True}), "the check can fail"
+    clusters = Contract.load(openapi).find("POST", "/v2/clusters")
+    assert clusters is not None
+    assert clusters.request_errors(body(PUBLIC, **ON_TWO_NODES)) == []
+    assert clusters.request_errors(body(PUBLIC, **ON_TWO_NODES) | {"registry": "reg1"}), "it takes no private image"
 
 
 def test_no_secret_is_in_the_request_and_the_platform_fills_in_references() -> None:
@@ -91,7 +98,7 @@ def test_the_count_is_always_sent_and_the_command_is_one_string_for_a_shell_lexe
         (
             {"nodes": 2},
             {},
-            "hardware.nodes: 2 on runpod_pod; 1: a job is one Pod; ec2 and sagemaker take several nodes",
+            "RUNPOD_REGISTRY_ID: set, and Runpod's clusters cannot pull from a private registry; unset",
         ),
         ({"offer": "local-2"}, {}, "offer: local-2 is no offer of runpod_pod"),
         ({}, {"LORRY_POD_SECRETS": "", "LORRY_TOKEN_SECRET": ""}, "a Pod would have no key for s3://a-bucket"),
@@ -113,7 +120,7 @@ def test_a_job_that_cannot_run_in_a_pod_is_refused_with_the_reason(
 
 def test_all_reasons_come_at_once() -> None:
     with pytest.raises(Refused) as refused:
-        pod_request(spec_of("job-1", STORE, nodes=2), PodSettings())
+        pod_request(spec_of("job-1", STORE, nodes=2), PodSettings(registry_id="reg1"))
     assert len(refused.value.problems) == 3
 
 

@@ -171,11 +171,15 @@ def test_a_pod_that_ended_is_terminated_since_its_disk_costs(room: Room, status:
 
 
 def test_what_makes_a_pod_useless() -> None:
-    assert useless(None, 10.0, 5.0) == "it is gone"
-    assert useless({"status": "TERMINATED"}, 10.0, 5.0) == "it is gone"
-    assert useless({"status": "STARTING"}, 10.0, 9.9) is None
-    assert "still STARTING" in (useless({"status": "STARTING"}, 10.0, 10.1) or "")
-    assert useless({"status": "RUNNING"}, 10.0, 1e9) is None
+    def why(status: str, now: float, cost: float = 1.0) -> str:
+        return useless({"status": status, "cost": cost}, 10.0, now, 1.0) or ""
+
+    assert useless(None, 10.0, 5.0, 1.0) == "it is gone"
+    assert why("TERMINATED", 5.0) == "it is gone"
+    assert why("STARTING", 9.9) == ""
+    assert "still STARTING" in why("STARTING", 10.1)
+    assert why("RUNNING", 1e9) == ""
+    assert "$1.50 an hour instead of $1.00" in why("RUNNING", 1e9, 1.5)
 
 
 def test_only_what_carries_name_job_and_deadline_is_ours(room: Room) -> None:

@@ -35,12 +35,12 @@ def runpod(folder: Path) -> Iterator[LocalRunpod]:
         yield local
 
 
-def ends(seeds: range, runpod: LocalRunpod, folder: Path) -> Counter[str]:
+def ends(seeds: range, runpod: LocalRunpod, folder: Path, kind: type[World] = World) -> Counter[str]:
     """How the jobs of these seeds ended; fails with every broken promise."""
     broken, seen = [], Counter[str]()
     for seed in seeds:
         (folder / str(seed)).mkdir()
-        world = World(seed, runpod, folder / str(seed))
+        world = kind(seed, runpod, folder / str(seed))
         seen[world.live()] += 1
         broken += [f"world {seed}: {fault}" for fault in dict.fromkeys(world.found)]
         shutil.rmtree(folder / str(seed))

@@ -344,7 +344,7 @@ def _ask_for_everything(api):
     api.workers("x1")
     list(api.pod_logs("x1"))
     list(api.pod_logs("x1", since="2026-06-01T12:02:03Z"))
-    api.gpus(count=2, cloud="COMMUNITY")
+    api.gpus(count=2, product="CLUSTER")
     api.datacenters()
     api.server_time()
     api.bill("pods", datetime(2026, 6, 1, tzinfo=UTC))
