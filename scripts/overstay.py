@@ -11,6 +11,8 @@ STOPPED_SECONDS = 120.0
 "After a stop: the trainer saves a checkpoint (60 s of grace) and the container brings it home."
 ENDED_SECONDS = 1200.0
 "After the end: the container has 900 s to bring logs and checkpoints home, and then ends its machine."
+SPOKEN_SECONDS = 300.0
+"After the container's last word, which it says when all is home: its next act is to end its machine."
 
 
 def ended_at(files: JobFiles) -> float | None:
@@ -32,6 +34,9 @@ def overstay(files: JobFiles, now: float) -> str | None:
     over = ended_at(files)
     if over is not None and now - over > ENDED_SECONDS:
         return f"its job ended {(now - over) / 60:.0f} minutes ago"
+    container = files.container
+    if container is not None and container.ended is not None and now - container.updated_at > SPOKEN_SECONDS:
+        return f"its job ended, and its machine has said nothing for {(now - container.updated_at) / 60:.0f} minutes"
     if files.stop is not None and now - files.stop.at > STOPPED_SECONDS:
         return f"its job was stopped {(now - files.stop.at) / 60:.0f} minutes ago ({files.stop.by})"
     return None

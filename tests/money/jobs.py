@@ -89,8 +89,11 @@ class Life:
         self._write("adapter/manifest.json", manifest)
         return self
 
-    def failed(self, at: float, since: float, sentence: str = "a GPU ran out of memory") -> Life:
-        return self._ended("failed", sentence, at, since)
+    def failed(
+        self, at: float, since: float, sentence: str = "a GPU ran out of memory", said_at: float | None = None
+    ) -> Life:
+        """said_at: the last word of a container that says it again and again."""
+        return self._ended("failed", sentence, at, since, said_at)
 
     def stopped(self, at: float, by: str = "user") -> Life:
         self._write("stop.json", Stop.model_validate({"by": by, "reason": "a test", "at": at}))
@@ -101,11 +104,11 @@ class Life:
         value: dict[str, Any] | None = json.loads(data) if data else None
         return value
 
-    def _ended(self, how: str, sentence: str, at: float, since: float) -> Life:
+    def _ended(self, how: str, sentence: str, at: float, since: float, said_at: float | None = None) -> Life:
         attempts = (Attempt(number=1, started_at=since, ended_at=at, exit_code=0 if how == "completed" else 20),)
         cause = None if how == "completed" else "out_of_memory"
         ended = {"ended": how, "cause": cause, "sentence": sentence}
-        times = {"updated_at": at, "started_at": since, "attempts": attempts}
+        times = {"updated_at": said_at or at, "started_at": since, "attempts": attempts}
         self._write("container.json", self._container(stage="done", **times, **ended))
         return self
 

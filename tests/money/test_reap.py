@@ -111,13 +111,13 @@ def mute(world: Made) -> None:
 
 def ended_or_stopped(world: Made) -> None:
     store, life = world.job()
-    ago = world.rng.choice([60, 110, 130, 1100, 1250, 3000])
+    ago = world.rng.choice([60, 110, 130, 280, 320, 3000])
     how = world.rng.choice(["completed", "failed", "stopped"])
     life.submitted(NOW - 3500)
     {"completed": life.completed, "failed": life.failed}.get(how, lambda at, since: life.stopped(at, "cap"))(
         NOW - ago, NOW - 3500
     )
-    world.pod(ago > (120 if how == "stopped" else 1200), **marked(store, life.job_id))
+    world.pod(ago > (120 if how == "stopped" else 300), **marked(store, life.job_id))
 
 
 def left_by_an_earlier_launch(world: Made) -> None:

@@ -109,12 +109,21 @@ def test_a_stop_that_did_not_reach_its_machine_is_carried_out_later(place: Place
 def test_a_machine_that_could_not_end_itself_is_ended(place: Place) -> None:
     life = place.launch()
     life.failed(T0 + 300, since=T0)
-    place.rest(1000)
+    place.rest(590)
     place.tick()
     assert place.pods() == ["lorry-job-1"]  # it may still bring its logs home
-    place.rest(600)
-    life.failed(T0 + 300, since=T0)
-    assert "job-1: ended its machine: its job ended 22 minutes ago" in place.tick().done
+    place.rest(30)
+    said = "job-1: ended its machine: its job ended, and its machine has said nothing for 5 minutes"
+    assert said in place.tick().done
+    assert place.pods() == []
+
+
+def test_a_machine_that_is_started_again_and_again_after_its_job_is_ended(place: Place) -> None:
+    life = place.launch()
+    for seconds in range(300, 1800, 200):
+        place.rest(200)
+        life.failed(T0 + 300, since=T0, said_at=T0 + seconds)
+        place.tick()
     assert place.pods() == []
 
 
