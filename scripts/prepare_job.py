@@ -58,7 +58,7 @@ def prepare_job(
     report = check_set(loaded, training_set, settings, folder)
     tokens = f"{report.tokens.train:,} tokens" + ("" if report.tokens.exact else " (estimated)")
     say("check", f"{report.train_examples} examples to train on, {report.valid_examples} held out, {tokens}")
-    plan = make_plan(loaded, report, catalog)
+    plan = make_plan(loaded, report, catalog, backend)
     spec = render(
         loaded,
         plan,

@@ -10,7 +10,10 @@ from typing import Any
 from scripts.errors import Problem, ProviderError
 
 _SIGN_IN = "sign in again, or check the keys of this account"
-_RIGHTS = "take the launcher's policy of Terraform as it is: infra/modules/ec2-gpu, infra/modules/sagemaker-training"
+_RIGHTS = (
+    "take the launcher's policy of Terraform as it is, and a room that may rent this type: instance_types in "
+    "infra/live; dev rents small machines alone"
+)
 _QUOTA = "ask for a higher quota in the console of Service Quotas; `lorry doctor` names it"
 _ELSEWHERE = "launch it again later, or in another zone or region"
 _ADVICE = {

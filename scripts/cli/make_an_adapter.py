@@ -66,8 +66,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--training-set", type=Path, metavar="FILE", help="without one, a nominal set is assumed")
     parser.add_argument("--explain", action="store_true", help="show the arithmetic, term by term")
-    ask = "also ask AWS whether it would let such a job start: quota, offering, image, role"
-    parser.add_argument("--backend", choices=("sagemaker", "ec2"), help=ask)
+    where = "choose there, as a launch would; AWS is also asked whether it would let such a job start"
+    parser.add_argument("--backend", choices=get_args(BackendName), help=where)
     add_json(parser)
 
 
@@ -76,7 +76,8 @@ def _plan(arguments: argparse.Namespace, settings: Settings) -> int:
 
     catalog = load_catalog()
     loaded, report, plan = _planned(arguments, settings, catalog)
-    findings = _preflight(arguments.backend, plan, catalog, settings) if arguments.backend else None
+    asks_aws = arguments.backend in ("sagemaker", "ec2")
+    findings = _preflight(arguments.backend, plan, catalog, settings) if asks_aws else None
     if arguments.json and findings is None:
         print_record(plan)
     elif arguments.json:
@@ -221,7 +222,7 @@ def _planned(
     if arguments.training_set:
         with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
             report = check_set(loaded, arguments.training_set, settings, Path(folder))
-    return loaded, report, make_plan(loaded, report, catalog)
+    return loaded, report, make_plan(loaded, report, catalog, arguments.backend)
 
 
 def _prepared(arguments: argparse.Namespace, settings: Settings, folder: Path) -> PreparedJob:

@@ -67,14 +67,18 @@ def _place(subject: Subject) -> Iterator[Finding]:
         yield not_checked(name, "the store is no bucket", "set LORRY_STORE to s3://bucket/prefix")
         return
     account = str(subject.rooms["sagemaker_role_arn"]).split(":")[4]
-    answer = ask_aws(subject, "s3", "head_bucket", Bucket=bucket, ExpectedBucketOwner=account)
+    region = str(subject.rooms.get("region") or "us-east-1")
+    answer = ask_aws(subject, "s3", "get_bucket_location", Bucket=bucket, ExpectedBucketOwner=account)
     if isinstance(answer, str) and ("403" in answer or "AccessDenied" in answer):
         step = f"use a bucket of account {account}, or let its role in; training sets of others need a copy"
         yield failed(name, f"{bucket} belongs to another account, or this key may not see it", step)
-    elif isinstance(answer, str) and not ("301" in answer or "400" in answer):
+    elif isinstance(answer, str):
         yield failed(name, f"{bucket}: {answer}", "create it, or correct LORRY_STORE")
+    elif (home := str(answer.get("LocationConstraint") or "us-east-1")) != region:
+        step = "keep the store in the region of the AWS room: SageMaker reads no other"
+        yield failed(name, f"{bucket} is in {home}, the jobs run in {region}", step)
     else:
-        yield _in_region(subject, name, bucket)
+        yield ok(name, f"{bucket} is in {region}, in the account of the jobs")
 
 
 def _image(subject: Subject) -> Iterator[Finding]:
@@ -140,18 +144,6 @@ def _unsimulated(subject: Subject, name: str, role: str, answer: str) -> Finding
     if isinstance(known, str) and "NoSuchEntity" in known:
         return failed(name, f"there is no role {role}", "apply the AWS room, or correct LORRY_SAGEMAKER_ROLE")
     return not_checked(name, answer, "ask with a key that has iam:SimulatePrincipalPolicy")
-
-
-def _in_region(subject: Subject, name: str, bucket: str) -> Finding:
-    region = str(subject.rooms.get("region") or "us-east-1")
-    answer = ask_aws(subject, "s3", "get_bucket_location", Bucket=bucket)
-    if isinstance(answer, str):
-        return not_checked(name, answer, "give this key s3:GetBucketLocation")
-    home = str(answer.get("LocationConstraint") or "us-east-1")
-    if home != region:
-        step = "keep the store in the region of the AWS room: SageMaker reads no other"
-        return failed(name, f"{bucket} is in {home}, the jobs run in {region}", step)
-    return ok(name, f"{bucket} is in {region}, in the account of the jobs")
 
 
 def _store(subject: Subject) -> SplitResult:

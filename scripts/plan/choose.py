@@ -8,7 +8,7 @@ from __future__ import annotations
 from recipes.catalog import BaseModelFacts, Catalog, Gpu, Offer
 from recipes.load import LoadedRecipe
 from recipes.preparation import OfferPlan, Plan, TrainingSetReport
-from recipes.recipe import Optimizer, Recipe
+from recipes.recipe import BackendName, Optimizer, Recipe
 from scripts.plan.estimate import Estimate, as_planned, estimate
 from scripts.plan.memory import OUTSIDE_TORCH
 from scripts.plan.notes import notes_of
@@ -21,13 +21,18 @@ PLANNED = 0.92
 "Share of a GPU's memory that a plan may fill: the estimate errs by a few percent, and running out costs a whole load."
 
 
-def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: Catalog) -> Plan:
-    """What the recipe takes on every offer of the catalog, for the reported training set or a nominal one. Pure."""
+def make_plan(
+    loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: Catalog, backend: BackendName | None = None
+) -> Plan:
+    """What the recipe takes on every offer of the catalog, for the reported training set or a nominal one. Pure.
+
+    backend: the choice is among its offers alone, as in a launch that names it.
+    """
     recipe = loaded.recipe
     model = catalog.models[recipe.base.id]
     work = workload_of(recipe, report)
     offers = judge_all(recipe, model, work, catalog)
-    chosen = cheapest(offers)
+    chosen = cheapest(tuple(offer for offer in offers if backend in (None, offer.backend)))
     parameters = adapter_parameters(model, catalog.families[model.family], recipe.adapter)
     return Plan(
         recipe=loaded.name,
@@ -44,7 +49,7 @@ def make_plan(loaded: LoadedRecipe, report: TrainingSetReport | None, catalog: C
         nodes=recipe.hardware.nodes,
         chosen=chosen.offer if chosen else None,
         prices_of=min(offer.date for offer in catalog.offers.values()).isoformat(),
-        notes=notes_of(recipe, model, work, parameters, chosen, catalog, report),
+        notes=notes_of(recipe, model, work, parameters, chosen, catalog, report, backend),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recipes.catalog import BaseModelFacts, Catalog, Offer
 from recipes.preparation import OfferPlan, TrainingSetReport
-from recipes.recipe import Recipe
+from recipes.recipe import BackendName, Recipe
 from scripts.plan.storage import MOMENT_BLOCK
 from scripts.plan.workload import NOMINAL_CONVERSATIONS, Workload
 
@@ -25,13 +25,15 @@ def notes_of(
     chosen: OfferPlan | None,
     catalog: Catalog,
     report: TrainingSetReport | None,
+    backend: BackendName | None,
 ) -> tuple[str, ...]:
     """The notes of a plan, the most consequential first."""
+    none = f"No offer of {backend} can take this run." if backend else "No offer can take this run."
     return (
         *_about_the_set(work),
         *_about_the_settings(recipe, model, parameters, report),
         *_about_the_optimizer(recipe, parameters, chosen),
-        *(_about_the_choice(recipe, chosen, catalog) if chosen else ("No offer can take this run.",)),
+        *(_about_the_choice(recipe, chosen, catalog) if chosen else (none,)),
     )
 
 

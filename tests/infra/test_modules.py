@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.catalog import load_catalog
 from scripts.terraform import Terraform
 from tests.infra.conftest import INFRA
 
@@ -83,6 +84,16 @@ def test_the_environments_ask_for_the_same_things():
     for cloud in ("aws", "runpod"):
         dev, prod = (INFRA / "live" / env / cloud / "variables.tf" for env in ("dev", "prod"))
         assert dev.read_text() == prod.read_text()
+
+
+def test_prod_rents_every_type_that_is_planned_with_and_dev_only_such():
+    rented = {
+        env: set(re.findall(r'"((?:ml\.)?[a-z0-9-]+\.\d+xlarge)"', (INFRA / "live" / env / "aws/main.tf").read_text()))
+        for env in ("dev", "prod")
+    }
+    planned = {o.provider_type for o in load_catalog().offers.values() if o.backend in ("ec2", "sagemaker")}
+    assert rented["prod"] == planned
+    assert rented["dev"] < planned
 
 
 def test_roots_hold_a_backend_and_a_stack_and_nothing_else():

@@ -132,11 +132,11 @@ def test_a_bucket_elsewhere_is_named_with_its_region_or_its_owner(subject: Subje
     boto3.client("s3").create_bucket(Bucket="far", **elsewhere)
     said = said_of("bucket", subject, store="s3://far/jobs")
     assert (said.state, said.seen) == ("failed", f"far is in eu-west-1, the jobs run in {REGION}")
-    answers["head_bucket"] = "403 (Forbidden)"
+    answers["get_bucket_location"] = "AccessDenied (no reason given)"
     said = said_of("bucket", subject)
     assert said.seen == "bucket belongs to another account, or this key may not see it"
     assert "use a bucket of account 123456789012" in said.step
-    answers["head_bucket"] = "404 (Not Found)"
+    answers["get_bucket_location"] = "NoSuchBucket (no such bucket)"
     assert said_of("bucket", subject).step == "create it, or correct LORRY_STORE"
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.backends import RENTS
+from scripts.backends import LAUNCHABLE, RENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path.stem: path.read_text() for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))}
 JOBS = {(name, job): body for name, text in TEXTS.items() for job, body in yaml.safe_load(text)["jobs"].items()}
 REAP: dict[str, Any] = JOBS["reap", "reap"]
+TRAIN: dict[Any, Any] = yaml.safe_load(TEXTS["train"])  # to YAML 1.1 the key `on` is true
 
 
 @pytest.mark.parametrize("room", ["dev", "prod"])
@@ -42,8 +43,28 @@ def test_the_reaper_knows_all_that_the_rooms_say() -> None:
     assert said - {"RUNPOD_SERVING_ENDPOINT_ID"} <= set(REAP["env"])
 
 
+def test_what_can_be_trained_by_hand_can_be_looked_after_by_the_clock() -> None:
+    """The same settings, but for those of a front door and of a queue, whose jobs nobody starts by hand."""
+    of_runs = {name for name, value in TRAIN["env"].items() if "vars." in value}
+    assert set(REAP["env"]) - of_runs == {"LORRY_PUBLIC_URL", "RUNPOD_TRAINING_ENDPOINT_ID"}
+    assert of_runs < set(REAP["env"])
+
+
+def test_a_training_by_hand_is_planned_and_launched_where_it_was_asked_for() -> None:
+    choices = TRAIN[True]["workflow_dispatch"]["inputs"]["backend"]["options"]
+    assert set(choices) == set(LAUNCHABLE) - {"local", "runpod_queue"}
+    script = "\n".join(str(step.get("run", "")) for job in TRAIN["jobs"].values() for step in job["steps"])
+    calls = re.findall(r"lorry (?:plan|launch) .*", script)
+    assert len(calls) == 3
+    assert all('--backend "$BACKEND"' in call for call in calls)
+
+
+def test_a_plan_meets_no_secret() -> None:
+    assert "secrets." not in str(TRAIN["jobs"]["plan"]) + str(TRAIN["env"])
+
+
 def test_the_keys_of_a_training_outlive_the_job_that_watches_it() -> None:
-    train = JOBS["train", "train"]
+    train = TRAIN["jobs"]["train"]
     asked = next(s["with"]["role-duration-seconds"] for s in train["steps"] if "role-to-assume" in s.get("with", {}))
     module = (ROOT / "infra/modules/github-oidc/main.tf").read_text()
     assert train["timeout-minutes"] * 60 <= asked == 6 * 3600

@@ -37,8 +37,8 @@ module "room" {
 
   retention     = { checkpoint_days = 14, deleted_days = 30 }
   force_destroy = false
-  ec2           = { instance_types = ["p5.48xlarge", "p5en.48xlarge"], ami_id = var.ami_id, max_hours = 72, reservation_id = var.reservation.id, capacity_block = var.reservation.capacity_block }
-  sagemaker     = { instance_types = ["ml.p5.48xlarge", "ml.p5en.48xlarge"], max_run_hours = 72, create_log_group = true }
+  ec2           = { instance_types = ["p5.48xlarge", "p5en.48xlarge", "p5.4xlarge", "p4d.24xlarge", "p4de.24xlarge", "p6-b200.48xlarge", "g6e.12xlarge", "g6e.48xlarge", "g7e.48xlarge"], ami_id = var.ami_id, max_hours = 72, reservation_id = var.reservation.id, capacity_block = var.reservation.capacity_block }
+  sagemaker     = { instance_types = ["ml.p5.48xlarge", "ml.p5en.48xlarge", "ml.p5.4xlarge", "ml.p4d.24xlarge", "ml.p4de.24xlarge", "ml.p6-b200.48xlarge", "ml.g6e.12xlarge", "ml.g6e.48xlarge", "ml.g7e.48xlarge"], max_run_hours = 72, create_log_group = true }
 }
 
 output "room" {
