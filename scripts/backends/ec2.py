@@ -218,7 +218,8 @@ class Ec2Backend:
         if not door:
             lasting = min(KEYS_SECONDS, max(900, spec.deadline_seconds + 900))
             url = f"{spec.store}/{spec.job_id}"
-            session = job_session(settings.trainer_role, settings.session_policy, url, lasting, self._of("sts"))
+            role, policy = settings.trainer_role, settings.session_policy
+            session = job_session(role, policy, url, lasting, self._environment, self._of("sts"))
         return key_variables(settings, spec.job_id, token, session, self._ec2.region)
 
     def _known(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from recipes.job import LaunchSpec
 from scripts.backends.ec2 import Ec2Backend
 from scripts.backends.ec2_request import Ec2Settings, read_ec2_settings
 from scripts.fake_runpod.clock import Clock
+from tests.ec2.github_identity import serve_github
 from tests.ec2.local_ec2 import Account
 from tests.runpod.conftest import spec_of
 
@@ -64,3 +65,10 @@ def backend_of(account: Account, clock: Clock) -> Callable[..., Ec2Backend]:
         return Ec2Backend(ENVIRONMENT | changes, now=clock.now, sleep=clock.jump, client=account.client)
 
     return make
+
+
+@pytest.fixture
+def github() -> Iterator[dict[str, str]]:
+    """What GitHub sets in a workflow that may ask who it is."""
+    with serve_github() as environment:
+        yield environment

@@ -245,6 +245,8 @@ class Account:
         keys = {"AccessKeyId": "ASIAMACHINE", "SecretAccessKey": "CANARY-session", "SessionToken": "CANARY-token"}
         return {"Credentials": {**keys, "Expiration": until}}
 
+    do_assume_role_with_web_identity = do_assume_role
+
     def _reservation(self, ids: list[str]) -> Json:
         rows = [copy.deepcopy(self.machines[i].row) for i in ids]
         return {"ReservationId": rows[0]["ReservationId"], "Instances": rows}

@@ -59,7 +59,7 @@ def test_a_page_in_place_of_an_answer_is_an_answer_that_was_lost(client: Callabl
 def test_a_role_that_takes_a_role_hears_of_its_one_hour(client: Callable[[str, int, str], Any]) -> None:
     role = "arn:aws:iam::123456789012:role/lorry-trainer"
     with pytest.raises(Refused) as caught:
-        job_session(role, "{}", "s3://bucket/jobs/job-1", 43200, client("sts", 400, CHAINED))
+        job_session(role, "{}", "s3://bucket/jobs/job-1", 43200, sts=client("sts", 400, CHAINED))
     assert str(caught.value) == (
         "credentials: AWS gives this caller no session of 12 hours: a role that takes a role gets one hour; launch "
         "with keys of an IAM user, or through a front door, which renews them; or plan at most 1 hour"

@@ -213,3 +213,27 @@ def test_session_keys_are_of_this_job_alone_and_are_asked_for_before_a_machine(
     (asked,) = [given for name, given in account.log if name == "assume_role"]
     assert "clients/acme/jobs/job-1/*" in asked["Policy"]
     assert asked["DurationSeconds"] == 4500
+
+
+def test_a_workflow_of_github_gets_keys_that_last_by_its_own_identity(
+    account: Account, backend_of: Callable[..., Ec2Backend], github: dict[str, str]
+) -> None:
+    spec = ec2_spec(store="s3://bucket/jobs", deadline_seconds=11 * 3600)
+    keys = backend_of(**github)._keys(spec, 1_800_003_600)
+    assert keys["AWS_SESSION_TOKEN"] == "CANARY-token"
+    ((action, asked),) = [(name, given) for name, given in account.log if name.startswith("assume_role")]
+    assert (action, asked["WebIdentityToken"]) == ("assume_role_with_web_identity", "CANARY-identity")
+    assert "/jobs/job-1/*" in asked["Policy"]
+    assert asked["DurationSeconds"] == 11 * 3600 + 900, "a role that takes a role would get one hour"
+
+
+def test_a_workflow_that_github_does_not_know_gets_no_keys_and_a_sentence(
+    backend_of: Callable[..., Ec2Backend], github: dict[str, str]
+) -> None:
+    backend = backend_of(**github | {"ACTIONS_ID_TOKEN_REQUEST_TOKEN": "another"})
+    with pytest.raises(ProviderError) as caught:
+        backend._keys(ec2_spec(store="s3://bucket/jobs"), 1_800_003_600)
+    assert str(caught.value) == (
+        "credentials: GitHub did not say who this workflow is (HTTPStatusError); try again; the job needs "
+        "`id-token: write`"
+    )

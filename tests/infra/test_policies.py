@@ -7,15 +7,37 @@ import shutil
 import subprocess
 import urllib.request
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
+from recipes.catalog import load_catalog
+from recipes.load import load_recipe
+from scripts.backends.ec2 import Ec2Backend
+from scripts.backends.sagemaker import SageMakerBackend
+from scripts.doctor.finding import Subject
+from scripts.doctor.preflight import preflight
+from scripts.fake_runpod.clock import Clock
+from scripts.fake_runpod.processes import ProcessRunner
+from scripts.launch import launch
+from scripts.plan import make_plan
+from scripts.store import open_store
+from scripts.tick import Hands, tick
+from scripts.tick import Room as Jobs
+from tests.ec2.conftest import EPOCH, ec2_spec
+from tests.ec2.github_identity import serve_github
+from tests.ec2.local_ec2 import BOOT_SECONDS, BOTH, Account
 from tests.infra import patched_moto
+from tests.infra.asked_of_aws import asked_of_aws, rights_of
 from tests.infra.conftest import INFRA, REGION, STATE_BUCKET, client
 from tests.infra.iam_evaluator import is_allowed, is_trusted
 from tests.infra.test_aws_roots import ACCOUNT, variables
+from tests.runpod.conftest import data_in
+from tests.sagemaker.conftest import spec_of as sagemaker_spec
+from tests.sagemaker.fake_sagemaker import Pace, SageMaker
+from tests.sagemaker.wire import serve as serve_sagemaker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -24,7 +46,7 @@ STORE = "module.room.module.store"
 TARGETS = [
     *(f"module.room.module.{name}" for name in ("registry", "sagemaker", "ec2", "github")),
     f"{STORE}.aws_iam_role_policy.reader",
-    *(f"{STORE}.aws_iam_role_policy_attachment.{name}" for name in ("gateway", "trainer")),
+    *(f"{STORE}.aws_iam_role_policy_attachment.{name}" for name in ("gateway", "trainer", "launcher")),
     f"{STORE}.aws_s3_bucket_policy.this",
 ]
 GITHUB = f"arn:aws:iam::{ACCOUNT}:oidc-provider/token.actions.githubusercontent.com"
@@ -193,6 +215,129 @@ def test_github_lets_in_this_repository_and_no_other(subject, audience, expected
     context = {f"{host}:sub": subject, f"{host}:aud": audience}
     assert is_trusted(trust, "sts:AssumeRoleWithWebIdentity", "Federated", GITHUB, context) is expected
     assert not is_trusted(trust, "sts:AssumeRoleWithWebIdentity", "Federated", GITHUB.replace("git", "x"), context)
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        ("repo:acme/lorry:environment:train", True),
+        ("repo:acme@11/lorry@22:environment:reap", True),
+        ("repo:acme/lorry:ref:refs/heads/main", False),
+        ("repo:acme/other:environment:reap", False),
+        ("repo:acme/lorry:pull_request", False),
+    ],
+)
+def test_workflows_that_launch_hand_out_keys_of_a_job_and_no_others(subject, expected, room):
+    trust = room.document("module.store.aws_iam_role.trainer", "assume_role_policy")
+    host = "token.actions.githubusercontent.com"
+    context = {f"{host}:sub": subject, f"{host}:aud": "sts.amazonaws.com"}
+    assert is_trusted(trust, "sts:AssumeRoleWithWebIdentity", "Federated", GITHUB, context) is expected
+    actions = room.resources["module.github.aws_iam_role.actions"]["arn"]
+    assert not is_trusted(trust, "sts:AssumeRole", "AWS", actions), "that would be an hour, and a second way"
+
+
+@pytest.fixture
+def at_home(room, monkeypatch):
+    """This process in the applied room: what `lorry env` would say, and where the local AWS answers."""
+    for name, value in {
+        **{"AWS_ENDPOINT_URL": room.url, "AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true"},
+        **{"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"},
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = {name: room.resources[address] for name, address in ADDRESSES.items()}
+    repository = found["image"]["repository_url"]
+    return {
+        "LORRY_EC2_TEMPLATE": found["template"]["id"],
+        "LORRY_EC2_ROLE_ID": found["machine"]["unique_id"],
+        "LORRY_EC2_SUBNETS": "subnet-a,subnet-b",
+        "LORRY_EC2_GROUP": found["group"]["id"],
+        "LORRY_TRAINER_ROLE": found["trainer"]["arn"],
+        "LORRY_SESSION_POLICY": room.session_template,
+        "LORRY_SAGEMAKER_ROLE": found["execution"]["arn"],
+        "LORRY_SAGEMAKER_PREFIX": "lorry-dev-",
+        "LORRY_KMS_KEY": found["key"]["arn"],
+        "LORRY_IMAGE": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{repository.partition('/')[2]}@sha256:{'a' * 64}",
+        "AWS_DEFAULT_REGION": REGION,
+    }
+
+
+ADDRESSES = {
+    "template": "module.ec2[0].aws_launch_template.this",
+    "machine": "module.ec2[0].aws_iam_role.machine",
+    "group": "module.ec2[0].aws_security_group.machine",
+    "trainer": "module.store.aws_iam_role.trainer",
+    "execution": "module.sagemaker.aws_iam_role.execution",
+    "key": "module.store.aws_kms_key.this",
+    "image": 'module.registry.aws_ecr_repository.this["trainer"]',
+}
+
+
+def lives_on_ec2(room, settings, folder):
+    """A spot job without a front door: its machine is taken, a tick asks for another, which is watched and ended."""
+    clock = Clock(EPOCH)
+    account = Account(clock, spot_usd={("p5.4xlarge", zone): 3.0 for zone in BOTH}, scores={"use1-az1": 9})
+    with serve_github() as github:
+        settings = settings | github | {"LORRY_EC2_MARKET": "spot"}
+        backend = Ec2Backend(settings, now=clock.now, sleep=clock.jump, client=account.client)
+        store = open_store(room.store_url)
+        launch(store, ec2_spec(room.store_url, "spot-1"), None, data_in(folder / "data"), backend, clock.now())
+        clock.jump(BOOT_SECONDS + 1)
+        (first,) = account.alive()
+        account.end(first, "Server.SpotInstanceTermination")
+        report = tick([Jobs(store)], Hands(lambda name: backend, backend.charges, clock.now))
+    assert (report.done, report.troubles) == (["spot-1: launched again: its machine was taken back"], [])
+    (second,) = account.alive()
+    assert second != first
+    assert {name for name, _ in account.log if "assume" in name} == {"assume_role_with_web_identity"}
+    (owned,) = backend.owned()
+    backend.forgotten()
+    list(backend.logs(owned.handle))
+    backend.stop(owned.handle)
+
+
+def lives_on_sagemaker(room, settings, folder, monkeypatch):
+    """A job that a tick asks for, since its launch died before; it is watched and ended."""
+    account = SageMaker(folder / "hosts", ProcessRunner(), pace=Pace(launching=1e6))
+    account.roles = {settings["LORRY_SAGEMAKER_ROLE"]}
+    with serve_sagemaker(account) as url:
+        for service in ("SAGEMAKER", "CLOUDWATCH_LOGS"):
+            monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", url)
+        backend, clock = SageMakerBackend(settings), Clock(EPOCH)
+        store = open_store(room.store_url)
+        spec = sagemaker_spec("asked-1", room.store_url)
+        with monkeypatch.context() as dies:
+            dies.setattr(backend, "submit", lambda spec, request: {})
+            launch(store, spec, None, data_in(folder / "data"), backend, clock.now())
+        clock.jump(600)
+        report = tick([Jobs(store)], Hands(lambda name: backend, backend.charges, clock.now))
+        assert (report.done, report.troubles) == (["asked-1: launched again"], [])
+        (owned,) = backend.owned()
+        backend.forgotten()
+        list(backend.logs(owned.handle))
+        backend.stop(owned.handle)
+
+
+def test_workflows_and_the_front_door_may_do_all_that_a_job_on_aws_asks(room, at_home, tmp_path, monkeypatch):
+    """From the plan's questions to the launch after a lost machine, the reaper's look and the end."""
+    catalog = load_catalog()
+    plan = make_plan(load_recipe("qwen3-8b/zero3", catalog), None, catalog)
+    with asked_of_aws() as asked:
+        for backend in ("sagemaker", "ec2"):
+            preflight(backend, plan, catalog, Subject(datetime.now(UTC), store=room.store_url, environment=at_home))
+        lives_on_ec2(room, at_home, tmp_path)
+        lives_on_sagemaker(room, at_home, tmp_path, monkeypatch)
+    machine = room.resources[ADDRESSES["machine"]]["arn"]
+    rights = rights_of(asked, {"lorry": "lorry-dev"}, machine)
+    assert {
+        "ec2:RunInstances",
+        "sagemaker:CreateTrainingJob",
+        "servicequotas:GetServiceQuota",
+        "ecr:DescribeImages",
+    } <= {right.action for right in rights}
+    for name in ("module.github.aws_iam_role.actions", "module.store.aws_iam_role.gateway"):
+        role = room.role(name)
+        denied = [r for r in rights if not is_allowed(r.action, r.resource, role, context=r.context)]
+        assert denied == [], name
 
 
 def test_the_gateway_serves_every_client_and_nothing_else(room):

@@ -22,7 +22,7 @@ output "kms_key_arn" {
 output "gateway_role_arn" {
   description = "Role of the front door."
   value       = aws_iam_role.gateway.arn
-  depends_on  = [aws_iam_role_policy_attachment.gateway]
+  depends_on  = [aws_iam_role_policy_attachment.gateway, aws_iam_role_policy_attachment.launcher]
 }
 
 output "gateway_policy_arn" {

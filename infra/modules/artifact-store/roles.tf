@@ -22,6 +22,8 @@ locals {
     ]
   } }
 
+  _github = "token.actions.githubusercontent.com"
+
   # No job writes the audit, what is served, or what was deleted.
   _records = [for place in ["_*", "clients/*/jobs/_*", "clients/*/notes/*"] : "${local._bucket}/jobs/${place}"]
   _trainer_role = merge(local._trainer.role, { Statement = concat(local._trainer.role.Statement, [
@@ -58,11 +60,20 @@ resource "aws_iam_role" "trainer" {
 
   assume_role_policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
+    Statement = concat([{
       Effect    = "Allow"
       Action    = "sts:AssumeRole"
       Principal = { AWS = concat(var.gateway_principals, [aws_iam_role.gateway.arn]) }
-    }]
+      # By their own identity and not by the role they run under: a role that takes a role gets one hour of keys.
+      }], [for github in var.workflows : {
+      Effect    = "Allow"
+      Action    = "sts:AssumeRoleWithWebIdentity"
+      Principal = { Federated = github.provider_arn }
+      Condition = { StringEquals = {
+        "${local._github}:aud" = "sts.amazonaws.com"
+        "${local._github}:sub" = github.subjects
+      } }
+    }])
   })
 }
 
@@ -83,6 +94,21 @@ resource "aws_iam_role_policy_attachment" "trainer" {
 resource "aws_iam_role_policy_attachment" "gateway" {
   role       = aws_iam_role.gateway.name
   policy_arn = aws_iam_policy.gateway.arn
+}
+
+resource "aws_iam_role_policy_attachment" "launcher" {
+  for_each = var.launcher_policy_arns
+
+  role       = aws_iam_role.gateway.name
+  policy_arn = each.value
+}
+
+resource "aws_iam_user_policy_attachment" "launcher" {
+  #checkov:skip=CKV_AWS_40:A user is what the front door has keys of; a group of one user would narrow nothing
+  for_each = { for name, arn in var.launcher_policy_arns : name => arn if var.users.front_door != null }
+
+  user       = var.users.front_door
+  policy_arn = each.value
 }
 
 resource "aws_iam_user_policy_attachment" "this" {
@@ -111,6 +137,7 @@ resource "aws_iam_policy" "gateway" {
       { Sid = "Models", Effect = "Allow", Action = local._read, Resource = local._models },
       { Sid = "List", Effect = "Allow", Action = ["s3:ListBucket", "s3:ListBucketVersions"], Resource = local._bucket, Condition = { StringLike = { "s3:prefix" = ["jobs/*", "models/*"] } } },
       { Sid = "Key", Effect = "Allow", Action = local._encrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
+      { Sid = "Where", Effect = "Allow", Action = "s3:GetBucketLocation", Resource = local._bucket },
       { Sid = "HandOutJobs", Effect = "Allow", Action = "sts:AssumeRole", Resource = aws_iam_role.trainer.arn },
     ]
   })

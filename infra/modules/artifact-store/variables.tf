@@ -65,6 +65,26 @@ variable "reader_principals" {
   }
 }
 
+variable "launcher_policy_arns" {
+  description = "What the front door may rent, by short name: policies of sagemaker-training and ec2-gpu."
+  type        = map(string)
+  default     = {}
+}
+
+variable "workflows" {
+  description = "GitHub Actions that launch jobs: the account's GitHub provider and the exact subjects that may take the trainer role, always with a job's session policy."
+  type = list(object({
+    provider_arn = string
+    subjects     = list(string)
+  }))
+  default = []
+
+  validation {
+    condition     = alltrue([for w in var.workflows : length(w.subjects) > 0 && alltrue([for s in w.subjects : can(regex("^repo:[^*?]+:environment:[A-Za-z0-9_-]+$", s))])])
+    error_message = "workflows[*].subjects must be of the form repo:OWNER/NAME:environment:NAME, without wildcards: only what is deployed from a named environment launches."
+  }
+}
+
 variable "retention" {
   description = "Days until tagged checkpoints go, and days until overwritten or deleted data (a deleted client's too) is gone for good."
   type = object({

@@ -68,6 +68,9 @@ resource "aws_iam_policy" "launcher" {
       # Describe actions cannot be narrowed to a resource.
       { Sid = "Watch", Effect = "Allow", Action = local._watch, Resource = "*" },
       { Sid = "Newest", Effect = "Allow", Action = "ssm:GetParameters", Resource = "arn:${local._partition}:ssm:${var.region}::parameter/aws/service/deeplearning/*" },
+      { Sid = "Quotas", Effect = "Allow", Action = "servicequotas:GetServiceQuota", Resource = "arn:${local._partition}:servicequotas:${var.region}:${local._account}:ec2/*" },
+      # Spot needs this role once in an account; who asks for the first spot machine makes it.
+      { Sid = "FirstSpot", Effect = "Allow", Action = "iam:CreateServiceLinkedRole", Resource = "arn:${local._partition}:iam::${local._account}:role/aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot", Condition = { StringEquals = { "iam:AWSServiceName" = "spot.amazonaws.com" } } },
       { Sid = "HandOver", Effect = "Allow", Action = "iam:PassRole", Resource = aws_iam_role.machine.arn, Condition = { StringEquals = { "iam:PassedToService" = "ec2.amazonaws.com" } } },
     ]
   })

@@ -5,6 +5,8 @@ locals {
   _by_name = "${var.repository.owner}/${var.repository.name}"
   _by_id   = var.repository.owner_id == null ? [] : ["${var.repository.owner}@${var.repository.owner_id}/${var.repository.name}@${var.repository.repository_id}"]
 
+  _provider = coalesce(var.provider_arn, one(aws_iam_openid_connect_provider.github[*].arn))
+
   # GitHub signs with one of the two forms, depending on the repository's age.
   _subjects = [for pair in setproduct(concat([local._by_name], local._by_id), var.subjects) : "repo:${pair[0]}:${pair[1]}"]
 }
@@ -28,7 +30,7 @@ resource "aws_iam_role" "actions" {
     Statement = [{
       Effect    = "Allow"
       Action    = "sts:AssumeRoleWithWebIdentity"
-      Principal = { Federated = coalesce(var.provider_arn, one(aws_iam_openid_connect_provider.github[*].arn)) }
+      Principal = { Federated = local._provider }
       Condition = {
         StringEquals = {
           "${local._host}:aud" = "sts.amazonaws.com"

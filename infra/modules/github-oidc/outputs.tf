@@ -4,6 +4,11 @@ output "role_arn" {
   depends_on  = [aws_iam_role_policy_attachment.this]
 }
 
+output "provider_arn" {
+  description = "The account's GitHub identity provider."
+  value       = local._provider
+}
+
 output "subjects" {
   description = "The exact subjects that are let in."
   value       = local._subjects

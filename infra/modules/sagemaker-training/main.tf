@@ -81,7 +81,7 @@ resource "aws_iam_policy" "launcher" {
 
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [
+    Statement = concat([
       {
         Sid      = "SubmitWithinLimits"
         Effect   = "Allow"
@@ -96,8 +96,13 @@ resource "aws_iam_policy" "launcher" {
       # Lists cannot be narrowed to a name.
       { Sid = "List", Effect = "Allow", Action = "sagemaker:ListTrainingJobs", Resource = "*" },
       { Sid = "Logs", Effect = "Allow", Action = ["logs:DescribeLogStreams", "logs:GetLogEvents"], Resource = local._logs },
+      # What `lorry plan` asks before a launch (scripts/doctor/sagemaker_checks.py): role, image, types and quotas.
+      { Sid = "AskOfRole", Effect = "Allow", Action = ["iam:GetRole", "iam:SimulatePrincipalPolicy"], Resource = aws_iam_role.execution.arn },
+      { Sid = "AskOfRegion", Effect = "Allow", Action = ["ec2:DescribeInstanceTypeOfferings", "servicequotas:ListServiceQuotas"], Resource = "*" },
       { Sid = "HandOver", Effect = "Allow", Action = "iam:PassRole", Resource = aws_iam_role.execution.arn, Condition = { StringEquals = { "iam:PassedToService" = "sagemaker.amazonaws.com" } } },
-    ]
+      ], [for arn in var.repository_arns :
+      { Effect = "Allow", Action = "ecr:DescribeImages", Resource = arn }
+    ])
   })
 }
 

@@ -1,3 +1,11 @@
+locals {
+  # To launch within the limits: for the front door, and for GitHub Actions.
+  _launchers = merge(
+    { sagemaker = module.sagemaker.launcher_policy_arn },
+    { for name, arn in { ec2 = one(module.ec2[*].launcher_policy_arn) } : name => arn if var.trainer_digest != null },
+  )
+}
+
 module "store" {
   source = "../../modules/artifact-store"
 
@@ -10,6 +18,12 @@ module "store" {
   reader_principals  = var.reader_principals
   retention          = var.retention
   force_destroy      = var.force_destroy
+
+  launcher_policy_arns = local._launchers
+  workflows = [{
+    provider_arn = module.github.provider_arn
+    subjects     = [for subject in module.github.subjects : subject if strcontains(subject, ":environment:")]
+  }]
 }
 
 module "registry" {
@@ -73,11 +87,8 @@ module "github" {
   repository   = { owner = var.github.owner, name = var.github.name, owner_id = var.github.owner_id, repository_id = var.github.repository_id }
   subjects     = var.github.subjects
   provider_arn = var.github.provider_arn
-  # To build images, to launch within the limits, and to look after jobs (reap, tick) on a schedule.
-  policy_arns = merge(
-    { push = module.registry.push_policy_arn, sagemaker = module.sagemaker.launcher_policy_arn, jobs = module.store.gateway_policy_arn },
-    { for name, arn in { ec2 = one(module.ec2[*].launcher_policy_arn) } : name => arn if var.trainer_digest != null },
-  )
+  # To build images, to launch, and to look after jobs (reap, tick) on a schedule.
+  policy_arns = merge({ push = module.registry.push_policy_arn, jobs = module.store.gateway_policy_arn }, local._launchers)
 }
 
 module "cost" {

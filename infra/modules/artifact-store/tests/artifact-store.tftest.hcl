@@ -64,6 +64,43 @@ run "users_correct" {
   }
 }
 
+run "launchers_correct" {
+  command = plan
+  variables {
+    users                = { front_door = "lorry-front-door" }
+    launcher_policy_arns = { ec2 = "arn:aws:iam::123456789012:policy/ec2" }
+  }
+  assert {
+    condition     = keys(aws_iam_role_policy_attachment.launcher) == ["ec2"] && aws_iam_user_policy_attachment.launcher["ec2"].user == "lorry-front-door"
+    error_message = "A front door that may not launch serves no client, by its role or by its user."
+  }
+}
+
+run "workflows_correct" {
+  command = plan
+  variables {
+    workflows = [{
+      provider_arn = "arn:aws:iam::123456789012:oidc-provider/token.actions.githubusercontent.com"
+      subjects     = ["repo:acme@11/lorry@22:environment:reap"]
+    }]
+  }
+  assert {
+    condition     = jsondecode(aws_iam_role.trainer.assume_role_policy).Statement[1].Condition.StringEquals["token.actions.githubusercontent.com:sub"] == ["repo:acme@11/lorry@22:environment:reap"]
+    error_message = "A workflow is let in by its exact subject."
+  }
+}
+
+run "workflows_incorrect" {
+  command = plan
+  variables {
+    workflows = [{
+      provider_arn = "arn:aws:iam::123456789012:oidc-provider/token.actions.githubusercontent.com"
+      subjects     = ["repo:acme/lorry:ref:refs/heads/main"]
+    }]
+  }
+  expect_failures = [var.workflows]
+}
+
 run "readers_correct" {
   command = plan
   variables {
