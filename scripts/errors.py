@@ -53,7 +53,11 @@ class VerificationFailed(LorryError):
 
 
 class ProviderError(LorryError):
-    """A cloud, a store or a tool answered with a failure that is not the user's."""
+    """A cloud, a store or a tool answered with a failure that is not the user's.
+
+    lasts: asking again changes nothing before a person has changed a right or a quota.
+    """
 
     code = "provider_error"
     exit_code = 8
+    lasts = False

@@ -17,7 +17,7 @@ from scripts.backends import open_backend
 from scripts.errors import Problem, TrainingFailed
 from scripts.job_folder import JobFiles, read_job
 from scripts.job_report import write_report
-from scripts.launch import launch
+from scripts.launch import launch_by_hand
 from scripts.prepare_job import PreparedJob, Say
 from scripts.pull import pull
 from scripts.settings import Settings
@@ -49,7 +49,7 @@ def run(
     """
     store, job_id = open_store(settings.store), job.spec.job_id
     backend = open_backend(job.spec.backend, environment)
-    launch(store, job.spec, job.plan, job.data, backend, now())
+    launch_by_hand(store, job.spec, job.plan, job.data, backend, now())
     say("launch", f"{job_id} on {job.spec.offer}")
     state = watch(store, job_id, backend, out)
     report = write_report(store, job_id, state)

@@ -23,11 +23,11 @@ from scripts.backends.base import Backend, Observation
 from scripts.callbacks import Outcome
 from scripts.cost import Bill, settle
 from scripts.ears import Ears, End
-from scripts.errors import LorryError
+from scripts.errors import LorryError, ProviderError
 from scripts.forget import forget_training_set, owes_forgetting
 from scripts.gateway.records import Request, read
 from scripts.job_folder import SETTLED, JobFiles, open_jobs, read_job
-from scripts.launch import launch_again
+from scripts.launch import UNASKED_SECONDS, launch_again
 from scripts.overstay import overstay
 from scripts.state import JobState, job_state, overdue, was_taken
 from scripts.stop import By, stop_job
@@ -39,8 +39,6 @@ LOST_SECONDS = 600.0
 "A machine that vanished is the end of its job after this long; until then somebody may launch it again."
 RELAUNCH_SECONDS = 300.0
 "A job recorded this long ago without a machine was left behind, or there was no stock: it is launched again."
-UNASKED_SECONDS = 7200.0
-"A job that got no machine for this long is given up."
 
 OUTCOMES: dict[str, Outcome] = {"completed": "completed", "cancelled": "cancelled"}
 "A state that is not here is a failure to the client."
@@ -207,12 +205,22 @@ def _end_what_outstays(visit: Visit, hands: Hands) -> list[str]:
 
 
 def _launch_again(visit: Visit, hands: Hands) -> list[str]:
-    """Asks for the machine that a launch did not get or write down, and for another where one was taken back."""
+    """Asks for the machine that a launch did not get or write down, and for another where one was taken back.
+
+    Where asking again changes nothing, a job that never had a machine ends with the provider's sentence.
+    """
     waited, spec = _waits_for_a_machine(visit), visit.files.launch
     is_due = visit.was_taken or (waited is not None and waited > RELAUNCH_SECONDS)
     if spec is None or not is_due or overdue(visit.files, visit.seen, visit.now):
         return []
-    launch_again(visit.room.store, visit.files, hands.backend(spec.backend), "lorry (tick)", visit.now)
+    store, backend = visit.room.store, hands.backend(spec.backend)
+    try:
+        launch_again(store, visit.files, backend, "lorry (tick)", visit.now)
+    except ProviderError as error:
+        if not error.lasts or visit.files.container is not None:
+            raise
+        stop_job(store, visit.files.job_id, backend, "operator", str(error), visit.now)
+        return [f"ended, since asking again changes nothing: {error}"]
     return ["launched again: its machine was taken back" if visit.was_taken else "launched again"]
 
 

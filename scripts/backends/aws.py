@@ -5,6 +5,7 @@ ec2 = aws_client("ec2"); answer = ask(ec2, "describe_instances", Filters=[...]) 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from scripts.errors import Problem, ProviderError
@@ -40,6 +41,9 @@ _ADVICE = {
     "InvalidLaunchTemplateId.NotFound": "run `terraform apply` on the AWS room, and set what it says",
     "InvalidSubnetID.NotFound": "run `terraform apply` on the AWS room, and set what it says",
 }
+_NO_RIGHT = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "OptInRequired"})
+_QUOTA_OF_ZERO = re.compile(r"\blimit of 0 |\bis 0 Instances\b")
+"As EC2 and SageMaker say it; another quota may be used up by a machine that ends."
 CAPACITY = frozenset(
     {
         *("InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientReservedInstanceCapacity"),
@@ -58,6 +62,7 @@ class AwsError(ProviderError):
     def __init__(self, problem: Problem, aws_code: str, maybe_done: bool) -> None:
         super().__init__(problem)
         self.aws_code, self.maybe_done = aws_code, maybe_done
+        self.lasts = aws_code in _NO_RIGHT or _QUOTA_OF_ZERO.search(problem.got) is not None
 
     @property
     def wants_another_place(self) -> bool:

@@ -279,4 +279,6 @@ def _all_refused(failures: list[AwsError]) -> ProviderError:
     """Every place said no: want of capacity is a sentence, and so is a quota."""
     said = "; ".join(dict.fromkeys(error.problems[0].got for error in failures))
     step = f"{failures[0].problems[0].want}; asked at {len(failures)} places"
-    return ProviderError(Problem("AWS EC2", f"no place gave the machines: {said}", step))
+    refused = ProviderError(Problem("AWS EC2", f"no place gave the machines: {said}", step))
+    refused.lasts = all(error.lasts for error in failures)
+    return refused

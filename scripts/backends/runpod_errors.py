@@ -46,6 +46,7 @@ class RunpodError(ProviderError):
         self.status = status
         self.verdict = verdict(status, detail)
         self.maybe_done = maybe_done
+        self.lasts = status == 401
         said = "no answer" if status == NO_ANSWER else f"status {status}"
         step = advice(status, detail, wait_seconds)
         if maybe_done:

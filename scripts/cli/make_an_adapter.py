@@ -139,7 +139,7 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
 def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.audit import record
     from scripts.backends import open_backend
-    from scripts.launch import launch
+    from scripts.launch import launch_by_hand
     from scripts.store import open_store
 
     with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
@@ -147,7 +147,7 @@ def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
         backend = open_backend(job.spec.backend, _environment(arguments))
         store, now = open_store(settings.store), time.time()
         record(store, "launch", job.spec.job_id, who=actor(os.environ), now=now, note=_terms(job))
-        submission = launch(store, job.spec, job.plan, job.data, backend, now)
+        submission = launch_by_hand(store, job.spec, job.plan, job.data, backend, now)
     if arguments.json:
         print_record(submission)
     else:
@@ -226,7 +226,11 @@ def _planned(
 
 
 def _prepared(arguments: argparse.Namespace, settings: Settings, folder: Path) -> PreparedJob:
-    return prepare_job(
+    """What is to be launched. Without --job, the very same run that still waits for its machine is gone on with."""
+    from scripts.launch import waiting_like
+    from scripts.store import open_store
+
+    job = prepare_job(
         arguments.recipe,
         arguments.training_set,
         backend=arguments.backend,
@@ -238,6 +242,11 @@ def _prepared(arguments: argparse.Namespace, settings: Settings, folder: Path) -
         commit=_commit(),
         say=_say,
     )
+    waiting = None if arguments.job else waiting_like(open_store(settings.store), job.spec, time.time())
+    if waiting is None:
+        return job
+    _say("launch", f"goes on with {waiting.job_id}, the same run, which waits for its machine; --job ID starts another")
+    return dataclasses.replace(job, spec=waiting)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

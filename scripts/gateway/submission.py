@@ -23,7 +23,7 @@ from recipes.load import LoadedRecipe, load_recipe
 from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName
 from scripts.audit import record
-from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem
+from scripts.errors import Conflict, InputError, LorryError, NotFound, Problem, ProviderError
 from scripts.gateway.budget import reserve
 from scripts.gateway.clients import Client, known_models
 from scripts.gateway.dataset import checked_url, fetch
@@ -83,6 +83,10 @@ def submit(door: Door, client: Client, asked: Asked, key: str | None = None) -> 
         except LorryError as error:
             if error.code in ("bad_input", "refused", "not_found"):
                 _refuse(room, request, error, door.now())
+            elif isinstance(error, ProviderError) and room.jobs.read(f"{job_id}/submission.json") is not None:
+                kept = "it is kept, and a machine is asked for again"
+                step = "ask for its status instead of sending it under another id"
+                raise ProviderError(*error.problems, Problem(f"job {asked.job_id or job_id}", kept, step)) from None
             raise
 
 

@@ -64,3 +64,24 @@ def test_a_role_that_takes_a_role_hears_of_its_one_hour(client: Callable[[str, i
         "credentials: AWS gives this caller no session of 12 hours: a role that takes a role gets one hour; launch "
         "with keys of an IAM user, or through a front door, which renews them; or plan at most 1 hour"
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "lasts"),
+    [
+        ("UnauthorizedOperation", "You are not authorized to perform this operation.", True),
+        ("AccessDeniedException", "User: u is not authorized to perform: sagemaker:CreateTrainingJob", True),
+        ("VcpuLimitExceeded", "more vCPU capacity than your current vCPU limit of 0 allows for the bucket", True),
+        ("VcpuLimitExceeded", "more vCPU capacity than your current vCPU limit of 192 allows for the bucket", False),
+        ("ResourceLimitExceeded", "limit 'ml.p5.48xlarge for training job usage' is 0 Instances, with current", True),
+        ("ResourceLimitExceeded", "limit 'ml.p5.48xlarge for training job usage' is 10 Instances, with current", False),
+        ("InsufficientInstanceCapacity", "We currently do not have sufficient capacity", False),
+    ],
+)
+def test_a_missing_right_and_a_quota_of_zero_last_and_want_of_capacity_does_not(
+    client: Callable[[str, int, str], Any], code: str, message: str, lasts: bool
+) -> None:
+    body = f"<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors></Response>"
+    with pytest.raises(AwsError) as caught:
+        ask(client("ec2", 400, body), "describe_instances")
+    assert caught.value.lasts is lasts

@@ -14,6 +14,7 @@ import pytest
 from recipes.job import Status
 from scripts.adapter import verify_adapter
 from scripts.cli.front_door import tick_of
+from scripts.errors import ProviderError
 from scripts.gateway.views import metrics
 from scripts.job_lock import is_alive, lock_owner
 from tests.gateway.conftest import Front, Rented, a_client
@@ -218,6 +219,25 @@ def test_runsync_gives_up_holding_after_its_time(still: Front) -> None:
     answer = still.post("/v2/lorry/runsync?wait=1500", {"input": still.input()})  # which would never end
     assert answer.json()["status"] in ("IN_QUEUE", "IN_PROGRESS")
     assert still.post("/v2/lorry/runsync?wait=soon", {"input": still.input()}).status_code == 400
+
+
+def test_a_job_that_got_no_machine_is_kept_and_its_client_is_told_under_which_id(make_front: Any) -> None:
+    provider = Rented("local")
+    front = make_front(open_backend=lambda name, environment: provider)
+    given = provider.submit
+
+    def full(spec: Any, request: Any) -> Any:
+        raise ProviderError("no stock")
+
+    provider.submit = full  # type: ignore[method-assign]
+    answer = front.post("/v2/lorry/run", {"input": front.input()})
+    assert answer.status_code == 503
+    said = answer.json()["problems"][-1]
+    assert said["where"] == f"job {JOB}"
+    assert said["got"] == "it is kept, and a machine is asked for again"
+    provider.submit = given  # type: ignore[method-assign]
+    assert front.post("/v2/lorry/run", {"input": front.input()}).status_code == 200
+    assert provider.asked == [JOB]
 
 
 def test_a_job_left_between_record_and_launch_is_launched_by_the_next_look(front: Front, make_front: Any) -> None:

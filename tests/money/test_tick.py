@@ -13,8 +13,10 @@ from scripts.ears import Ears
 from scripts.errors import ProviderError
 from scripts.fake_runpod.server import Fault
 from scripts.gateway.records import Request, Understood
+from scripts.job_folder import open_jobs
+from scripts.launch import UNASKED_SECONDS
 from scripts.supabase import SupabaseRows
-from scripts.tick import LOST_SECONDS, RELAUNCH_SECONDS, UNASKED_SECONDS, Hands, Room, open_jobs, tick
+from scripts.tick import LOST_SECONDS, RELAUNCH_SECONDS, Hands, Room, tick
 from scripts.webhook import Webhook
 from tests.money.conftest import Place
 from tests.money.jobs import HOUR, T0, Life, spec_of
