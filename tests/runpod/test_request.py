@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from recipes.catalog import load_catalog
+from recipes.load import LoadedRecipe, load_recipe, recipe_names, recipe_sha256
 from scripts.backends.runpod_offers import Candidate, Limits, choose
 from scripts.backends.runpod_pod_request import CUDA, PodSettings, disk_gb, placed, pod_request, read_pod_settings
 from scripts.errors import InputError, ProviderError, Refused
 from scripts.fake_runpod.catalog import Catalog
 from scripts.fake_runpod.contract import Contract
 from scripts.job_token import make_token
+from scripts.plan import make_plan
+from scripts.render import render
 from tests.runpod.conftest import IMAGE, OPENAPI, spec_of
 
 CONTRACTS = [None, *([OPENAPI] if OPENAPI else [])]
@@ -68,6 +71,40 @@ def test_the_request_keeps_to_the_contract(openapi: Path | None) -> None:
     assert clusters is not None
     assert clusters.request_errors(body(PUBLIC, **ON_TWO_NODES)) == []
     assert clusters.request_errors(body(PUBLIC, **ON_TWO_NODES) | {"registry": "reg1"}), "it takes no private image"
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_in_a_pod_or_a_cluster_is_a_request_or_a_sentence(name: str, nodes: int) -> None:
+    written, catalog = load_recipe(name), load_catalog()
+    hardware = written.recipe.hardware.model_copy(update={"backends": ("runpod_pod",), "nodes": nodes})
+    recipe = written.recipe.model_copy(update={"hardware": hardware})
+    loaded = LoadedRecipe(name, recipe, recipe_sha256(recipe))
+    given: dict[str, Any] = {"job_id": "job-1", "backend": "runpod_pod", "store": STORE, "commit": None}
+    try:
+        spec = render(loaded, make_plan(loaded, None, catalog), None, catalog, **given)
+        asked = pod_request(spec, read_pod_settings(PUBLIC))
+    except Refused as refusal:
+        assert all(problem.got for problem in refusal.problems)  # noqa: PT017  both ends are right
+        return
+    route = Contract.load(OPENAPI).find("POST", "/v2/pods" if nodes == 1 else "/v2/clusters")
+    assert route is not None
+    assert route.request_errors(asked) == []
+    assert ("compute" in asked) == (nodes == 2)
+    if nodes == 2:
+        assert asked["compute"]["podCount"] == 2
+        assert asked["compute"]["gpuCountPerPod"] == max(spec.gpus, 8), "a node is a whole machine"
+
+
+def test_some_recipe_is_a_cluster_of_two() -> None:
+    """Otherwise the claim before would hold of nothing."""
+    written, catalog = load_recipe("glm-4.5/zero3"), load_catalog()
+    hardware = written.recipe.hardware.model_copy(update={"backends": ("runpod_pod",)})
+    recipe = written.recipe.model_copy(update={"hardware": hardware})
+    plan = make_plan(LoadedRecipe("glm-4.5/zero3", recipe, recipe_sha256(recipe)), None, catalog)
+    assert plan.chosen is not None
+    assert plan.chosen.startswith("runpod-")
+    assert plan.chosen.endswith("-8")
 
 
 def test_no_secret_is_in_the_request_and_the_platform_fills_in_references() -> None:
