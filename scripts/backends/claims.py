@@ -38,7 +38,12 @@ class Claim(Record):
 
     def is_pending(self, now: float) -> bool:
         """Whether its holder may still be asking."""
-        return self.machine is None and not self.given_up and now - self.touched_at < SILENT_SECONDS
+        return self.machine is None and not self.came_to_nothing and now - self.touched_at < SILENT_SECONDS
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether no machine can come of it any more."""
+        return bool(self.given_up)
 
 
 Kind = TypeVar("Kind", bound=Claim)

@@ -6,7 +6,7 @@ backend = Ec2Backend(os.environ); handle = backend.submit(spec, backend.request(
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from scripts.backends.claims import ask_once
 from scripts.backends.ec2_api import COSTS, Ec2Api
 from scripts.backends.ec2_charges import costs_of_ended, lifetimes
 from scripts.backends.ec2_claims import InstanceClaim, InstanceClaims
-from scripts.backends.ec2_fleet import Group, forgotten_at_ec2, group_of, groups_of, phase_of, reason_of
+from scripts.backends.ec2_fleet import Group, forgotten_at_ec2, group_of, groups_of, may_be_whole, phase_of, reason_of
 from scripts.backends.ec2_places import Place, choose_places
 from scripts.backends.ec2_request import (
     Ec2Settings,
@@ -42,8 +42,6 @@ from scripts.store import Store, open_store
 Json = dict[str, Any]
 START_SECONDS = 1200.0
 "How long machines may take to run."
-UNSEEN_SECONDS = 120.0
-"A machine that was just made may not be listed yet."
 _CREATE_TRIES, _PAUSES = 3, (2.0, 5.0, 10.0)
 
 
@@ -93,7 +91,7 @@ class Ec2Backend:
 
         def found(newest: InstanceClaim | None) -> Json | None:
             group = self._only_group(spec, claims)
-            return self._known(spec, claims, newest, group) if group else None
+            return self._known(spec, claims, newest, group) if group else self._unseen(spec, newest)
 
         return ask_once(claims, found, lambda mine: self._ask(spec, request, claims, mine), self._sleep)
 
@@ -101,14 +99,15 @@ class Ec2Backend:
         """What EC2 says. Machines of which one is of no use any more are ended here, and count as gone."""
         ids, now = _ids(handle), self._now()
         rows = self._ec2.known(ids)
-        names = ", ".join(ids)
-        if not rows and ids and now < float(handle.get("created_at", 0.0)) + UNSEEN_SECONDS:
-            return Observation("waiting", f"{names}: not listed yet")
+        names, created_at = ", ".join(ids), float(handle.get("created_at", 0.0))
+        if len(rows) < len(ids) and may_be_whole(rows, len(ids), created_at, now):
+            return Observation("waiting", f"{names}: not all listed yet")
         phase = phase_of(rows, len(ids))
         if phase == "waiting" and now > float(handle.get("run_by", now)):
             phase = "gone"
-        if phase == "gone":
-            self._ec2.end([row["InstanceId"] for row in rows if row["State"]["Name"] in COSTS])
+        if phase == "gone" and rows:  # also those that are not listed
+            ended = [row["InstanceId"] for row in rows if row["State"]["Name"] not in COSTS]
+            self._ec2.end([one for one in ids if one not in ended])
         said, was_taken = reason_of(rows)
         return Observation(phase, f"{names}: {said}", was_taken=phase == "gone" and was_taken)
 
@@ -189,6 +188,9 @@ class Ec2Backend:
             try:
                 return group_of(self._ec2.run(body))
             except AwsError as error:
+                is_unclear = not error.wants_another_place and (error.maybe_done or claim.is_unclear)
+                if is_unclear != claim.is_unclear:
+                    claim = claims.write(claim, is_unclear=is_unclear)
                 if error.wants_another_place or tries == _CREATE_TRIES - 1 or not error.may_be_asked_again:
                     raise
             self._sleep(_PAUSES[tries])
@@ -227,30 +229,33 @@ class Ec2Backend:
     ) -> Json:
         """The handle of machines, with the claim they came from completed."""
         if claim is not None and claim.instances != tuple(group.ids) and not handed:
-            self._hand_over(
-                spec, claims, group, self._keys(spec, group.deadline)
-            )  # its launcher may have died before that
-        about = {"instance_type": group.instance_type, "zone": group.zone, "created_at": group.created_at}
+            keys = self._keys(spec, group.deadline)
+            self._hand_over(spec, claims, group, keys)  # its launcher may have died before that
         if claim is not None:
+            about = {"instance_type": group.instance_type, "zone": group.zone, "created_at": group.created_at}
             each = group.usd_per_hour
             claims.write(claim, instances=tuple(group.ids), given_up="", usd_per_hour=each, **about)
-        usd = round(group.usd_per_hour * len(group.rows), 6)
-        run_by = group.created_at + START_SECONDS
-        return {
-            "instances": group.ids,
-            "name": machine_name(spec.job_id),
-            "usd_per_hour": usd,
-            "run_by": run_by,
-            **about,
-        }
+        return _handle(spec, group.ids, group)
+
+    def _unseen(self, spec: LaunchSpec, claim: InstanceClaim | None) -> Json | None:
+        """The handle of machines that a claim names and EC2 may not list under their tags yet."""
+        if claim is None or not claim.instances:
+            return None
+        rows = self._ec2.known(claim.instances)
+        is_there = may_be_whole(rows, spec.nodes, claim.created_at, self._now())
+        return _handle(spec, claim.instances, claim) if is_there else None
 
     def _only_group(self, spec: LaunchSpec, claims: InstanceClaims) -> Group | None:
-        """The machines of this job: the oldest request whose machines all live. All others of the job are ended."""
-        rows = self._ec2.with_tag("lorry_job", spec.job_id)
-        groups = [group for group in groups_of(rows) if group.store == spec.store]
+        """The machines of this job: the oldest request whose machines all live. All others of the job are ended, but
+        for those that may be whole when all are listed."""
+        groups, now = groups_of(self._rows_of(spec.store, spec.job_id)), self._now()
         whole = [group for group in groups if group.is_whole(spec.nodes)]
         kept = min(whole, key=lambda group: (group.created_at, group.ids), default=None)
-        doubles = [instance for group in groups if group is not kept for instance in group.ids]
+        others = [group for group in groups if group is not kept]
+        if kept is None:
+            others = [g for g in others if not may_be_whole(g.rows, spec.nodes, g.created_at, now)]
+        rows = [row for group in others for row in group.rows]
+        doubles = [str(row["InstanceId"]) for row in rows if row["State"]["Name"] in COSTS]
         if doubles:
             claims.note_doubles(doubles)
             self._ec2.end(doubles)
@@ -269,6 +274,19 @@ class Ec2Backend:
             return choose_places(spec, catalog, subnets, offered)
         prices, scores = self._ec2.spot(types, self._now()), self._ec2.scores(types, spec.nodes, subnets)
         return choose_places(spec, catalog, subnets, offered, prices, scores)
+
+
+def _handle(spec: LaunchSpec, ids: Sequence[str], about: Group | InstanceClaim) -> Json:
+    """What finds these machines again."""
+    return {
+        "instances": list(ids),
+        "name": machine_name(spec.job_id),
+        "usd_per_hour": round(about.usd_per_hour * len(ids), 6),
+        "run_by": about.created_at + START_SECONDS,
+        "instance_type": about.instance_type,
+        "zone": about.zone,
+        "created_at": about.created_at,
+    }
 
 
 def _ids(handle: Handle) -> list[str]:

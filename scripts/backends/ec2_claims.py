@@ -26,12 +26,19 @@ class InstanceClaim(Claim):
     doubles: tuple[str, ...] = ()
     "Machines of this job that were met beside those that were kept, and ended."
 
+    is_unclear: bool = False
+    "The answer to its request was lost, so that machines may show that came of it although it was given up."
+
     usd: dict[str, float] = Field(default_factory=dict)
     "What each did cost that has ended: noted before the next is asked for, since EC2 forgets in an hour."
 
     @property
     def machine(self) -> str | None:
         return self.instances[0] if self.instances else None
+
+    @property
+    def came_to_nothing(self) -> bool:
+        return super().came_to_nothing and not self.is_unclear
 
     def client_token(self, store: str, job_id: str, place: Place) -> str:
         """What makes one request, sent twice, one machine: this claim at this place."""

@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 ALIVE = ("pending", "running")
 _PHASES: dict[str, Phase] = {"pending": "waiting", "running": "running"}
 _TAKEN = ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown", "Server.InternalError")
+UNSEEN_SECONDS = 120.0
+"A machine that was just made may not be listed yet."
 DISK_USD_PER_GB = 0.08
 "EBS gp3 by the month, us-east-1; AWS EBS pricing page, read 2026-11."
 _ENDED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
@@ -129,6 +131,12 @@ def forgotten_at_ec2(rows: Sequence[Row], volumes: Sequence[Row]) -> list[Forgot
             said = f"{volume['Size']} GB that no machine uses"
             found.append(Forgotten(f"disk {volume['VolumeId']}", said, volume["Size"] * DISK_USD_PER_GB))
     return found
+
+
+def may_be_whole(rows: Sequence[Row], nodes: int, created_at: float, now: float) -> bool:
+    """Whether all nodes may live, as far as they are listed by now: just after a create some may not be yet."""
+    has_ended = any(row["State"]["Name"] not in ALIVE for row in rows)
+    return not has_ended and (len(rows) == nodes or now < created_at + UNSEEN_SECONDS)
 
 
 def phase_of(rows: Sequence[Row], nodes: int) -> Phase:

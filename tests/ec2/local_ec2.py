@@ -66,6 +66,8 @@ class Account:
     scores: dict[str, int] = field(default_factory=dict)
     "By zone id."
     hidden_seconds: float = 0.0
+    late_seconds: float = 0.0
+    "By which each further node of a request is listed after the one before."
     on_start: Callable[[Machine], None] | None = None
     machines: dict[str, Machine] = field(default_factory=dict)
     tokens: dict[str, list[str]] = field(default_factory=dict)
@@ -178,7 +180,8 @@ class Account:
         for machine in self.machines.values():
             row = machine.row
             tags = {tag["Key"]: tag["Value"] for tag in row["Tags"]}
-            seen = row["State"]["Name"] != "forgotten" and now - machine.created_at >= self.hidden_seconds
+            hidden = self.hidden_seconds + row["AmiLaunchIndex"] * self.late_seconds
+            seen = row["State"]["Name"] != "forgotten" and now - machine.created_at >= hidden
             for name, values in wanted.items():
                 if name == "tag-key":
                     seen = seen and any(value in tags for value in values)

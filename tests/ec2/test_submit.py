@@ -88,6 +88,37 @@ def test_a_create_without_a_clear_answer_is_asked_again_and_makes_one_machine(
     assert len({given["ClientToken"] for given in room.asked("run_instances")}) == 1
 
 
+@pytest.mark.parametrize("hidden", [5, 30])
+def test_a_second_launcher_finds_the_machine_that_is_not_listed_yet(hidden: int, room: Room) -> None:
+    room.account.hidden_seconds = hidden
+    handle = room.submit()
+    assert room.submit() == handle
+    room.clock.jump(hidden)
+    assert room.submit() == handle
+    assert list(room.account.machines) == handle["instances"]
+
+
+@pytest.mark.parametrize("hidden", [5, 30])
+@pytest.mark.parametrize("last", ["", "RequestLimitExceeded"])
+def test_a_create_whose_answers_were_all_lost_is_waited_for_by_the_next_launcher(
+    hidden: int, last: str, room: Room
+) -> None:
+    room.account.hidden_seconds = hidden
+    room.account.faults += [Fault("run_instances", "", times=2, carried_out=True), Fault("run_instances", last)]
+    with pytest.raises(AwsError):
+        room.submit()
+    handle = room.submit()
+    assert list(room.account.machines) == handle["instances"] == room.account.alive()
+    assert f"machines/AROAMACHINE:{handle['instances'][0]}/launch.env" in room.account.objects
+
+
+def test_a_machine_that_ended_at_once_is_followed_by_another(room: Room) -> None:
+    first = room.submit()
+    room.account.end(first["instances"][0], "Server.SpotInstanceTermination")
+    assert room.submit()["instances"] != first["instances"]
+    assert len(room.account.alive()) == 1
+
+
 def test_a_launcher_that_died_after_the_create_is_followed_by_one_that_hands_over(room: Room) -> None:
     backend = room.backend()
 
@@ -176,6 +207,28 @@ def test_two_nodes_come_together_and_end_together(room: Room) -> None:
     seen = room.backend().observe(handle)
     assert (seen.phase, seen.was_taken) == ("gone", True)
     assert room.account.alive() == []  # the other one costs no more
+
+
+def test_two_nodes_of_which_one_is_listed_late_are_left_alone_and_found_again(room: Room) -> None:
+    room.spec = ec2_spec(room.store, offer="ec2-p5-8", gpus=8, nodes=2, cap_usd=300.0)
+    room.account.late_seconds = 60
+    handle = room.submit()
+    assert room.submit() == handle
+    assert room.backend().observe(handle).phase == "waiting"
+    room.clock.jump(40)
+    assert room.backend().observe(handle).phase == "waiting"
+    room.clock.jump(40)
+    assert room.backend().observe(handle).phase == "running"
+    assert room.account.alive() == handle["instances"]
+
+
+def test_of_two_nodes_the_one_that_is_never_listed_is_ended_too(room: Room) -> None:
+    room.spec = ec2_spec(room.store, offer="ec2-p5-8", gpus=8, nodes=2, cap_usd=300.0)
+    room.account.late_seconds = 3600
+    handle = room.submit()
+    room.clock.jump(121)
+    assert room.backend().observe(handle).phase == "gone"
+    assert room.account.alive() == []
 
 
 def test_a_machine_of_another_store_with_the_same_job_is_left_alone(room: Room) -> None:

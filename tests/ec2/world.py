@@ -38,7 +38,7 @@ class Ec2World(World):
         self.store = store
         self.account = Account(self.clock, on_start=self.started)
         self.account.faults += [_fault(chance) for _ in range(chance.choice([0, 1, 2, 4]))]
-        self.account.hidden_seconds = chance.choice([0.0, 0.0, 5.0])
+        self.account.hidden_seconds = chance.choice([0.0, 5.0, 30.0])
         self.market = chance.choice(["spot", "on-demand"])
         self.account.spot_usd = {(TYPE, zone): chance.choice([2.0, 3.0, 3.0]) for zone in BOTH}
         self.account.no_capacity = {(TYPE, zone) for zone in BOTH if chance.random() < 0.15}
@@ -174,7 +174,15 @@ class MortalEc2(Ec2Backend):
     def __init__(self, environment: dict[str, str], moment: str, world: Ec2World) -> None:
         account = world.account
         super().__init__(environment, now=world.clock.now, sleep=world.pass_time, client=account.client)
-        self.moment = moment
+        self.moment, self.world = moment, world
+
+    def submit(self, spec: Any, request: Any) -> Any:
+        """A second launcher comes right after this one; it must find the same machine."""
+        handle = super().submit(spec, request)
+        again = super().submit(spec, request)
+        if again["instances"] != handle["instances"] and handle["instances"][0] in self.world.account.alive():
+            self.world.found.append("a second launcher has another machine")
+        return handle
 
     def _bucket(self, spec: Any) -> str:
         return "bucket"
