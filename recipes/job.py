@@ -150,6 +150,8 @@ class ContainerState(Record):
     stage: Stage
     updated_at: float
     started_at: float
+    waited_seconds: float = 0.0
+    "For how long since then it had no machine, where that costs nothing: no limit of the job counts it."
     pid: int
     attempts: tuple[Attempt, ...] = ()
     taken_at: float | None = None

@@ -23,7 +23,7 @@ from scripts.errors import LorryError
 from scripts.forgotten import MONTH_HOURS, Forgotten
 from scripts.job_folder import JobFiles, read_jobs
 from scripts.overstay import overstay
-from scripts.state import LENIENCY, mute_start
+from scripts.state import LENIENCY, mute_start, without_waits
 from scripts.stop import stop_job
 from scripts.store import Store
 
@@ -155,7 +155,7 @@ def overdue_reason(machine: Machine, now: float) -> str | None:
     if files is None or files.launch is None:
         return None
     if owned.started_at is not None and owned.usd_per_hour is not None:
-        usd = (now - owned.started_at) / 3600 * owned.usd_per_hour
+        usd = (without_waits(files, owned.phase, now) - owned.started_at) / 3600 * owned.usd_per_hour
         if usd > files.launch.cap_usd * LENIENCY:
             return f"it cost ${usd:.2f}; the cap is ${files.launch.cap_usd:.2f}"
     mute = mute_start(files, owned.started_at, now) if owned.started_at is not None else None

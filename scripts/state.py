@@ -11,7 +11,7 @@ from typing import Literal
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec, Stage
 from recipes.recipe import BackendName
-from scripts.backends.base import Observation
+from scripts.backends.base import Observation, Phase
 from scripts.job_folder import JobFiles
 
 State = Literal["queued", "starting", "running", "stopping", "completed", "failed", "cancelled", "lost"]
@@ -27,6 +27,11 @@ is 30 minutes: 20 until the Pod must run, and 10 for which its container asks a 
 
 WAITING_IS_FREE: frozenset[BackendName] = frozenset({"runpod_queue", "sagemaker"})
 "Here a job costs nothing, and its limits do not run, before a machine has taken it."
+
+PAUSES_FREE: frozenset[BackendName] = frozenset({"sagemaker"})
+"Here the platform itself finds the next machine for a job whose own it took back, and what it waits costs nothing."
+NEXT_MACHINE_SECONDS = 5.0 * 3600
+"For its next machine a job waits no longer; SageMaker's own limit (MaxWaitTimeInSeconds) allows four hours in all."
 
 DOING: dict[Stage, str] = {
     "fetching": "fetching the training set and the base model",
@@ -78,12 +83,30 @@ def overdue(files: JobFiles, observation: Observation | None, now: float) -> tup
     asked_at = files.submission.handle.get("created_at") if files.submission else None
     if asked_at is not None and (mute := mute_start(files, float(asked_at), now)):
         return "deadline", mute
-    if now - start > spec.deadline_seconds * LENIENCY:
-        return "deadline", f"it ran for {(now - start) / 3600:.2f} h; the limit is {spec.deadline_seconds / 3600:.2f} h"
+    if _waits_for_the_next(files, observation) and files.container is not None:
+        waited = now - files.container.updated_at
+        if waited > NEXT_MACHINE_SECONDS:
+            limit = f"{NEXT_MACHINE_SECONDS / 3600:.0f} h"
+            return "deadline", f"it waited {waited / 3600:.2f} h for its next machine; the limit is {limit}"
+    ran = without_waits(files, observation.phase if observation else None, now) - start
+    if ran > spec.deadline_seconds * LENIENCY:
+        return "deadline", f"it ran for {ran / 3600:.2f} h; the limit is {spec.deadline_seconds / 3600:.2f} h"
     spent = _spent_usd(files, observation, now)
     if spent is not None and spent > spec.cap_usd * LENIENCY:
         return "cap", f"it cost ${spent:.2f}; the cap is ${spec.cap_usd:.2f}"
     return None
+
+
+def without_waits(files: JobFiles, phase: Phase | None, now: float) -> float:
+    """What the clock of the job's limits shows at `now`: it stands while the job has no machine and that is free. Pure.
+
+    phase: what the provider says; None when it was not asked. Closed waits are the container's own record.
+    """
+    container, spec = files.container, files.launch
+    if container is None or spec is None or spec.backend not in PAUSES_FREE:
+        return now
+    stands = phase == "waiting" and container.ended is None
+    return (min(now, container.updated_at) if stands else now) - container.waited_seconds
 
 
 def was_taken(files: JobFiles, state: JobState, observation: Observation | None) -> bool:
@@ -138,10 +161,17 @@ def _state(files: JobFiles, observation: Observation | None, now: float) -> tupl
         return "lost", sentence, True
     if container is None:
         return "starting", f"waiting for the machine's first word{said}", False
+    if _waits_for_the_next(files, observation):
+        return "starting", f"its machine was taken back{_at_step(files)}; waiting for the next one{said}", False
     if silent:
         minutes = (now - container.updated_at) / 60
         return "lost", f"no word from the machine for {minutes:.0f} minutes{_at_step(files)}{said}", False
     return _running(files)
+
+
+def _waits_for_the_next(files: JobFiles, observation: Observation | None) -> bool:
+    waits = observation is not None and observation.phase == "waiting" and files.container is not None
+    return waits and files.launch is not None and files.launch.backend in PAUSES_FREE
 
 
 def _stopped(files: JobFiles, machine_is_gone: bool) -> tuple[State, str, bool]:
@@ -211,5 +241,6 @@ def _spent_usd(files: JobFiles, observation: Observation | None, now: float) -> 
         asked = files.submission.submitted_at
     over = container is not None and (container.ended or (observation is not None and observation.phase == "gone"))
     start = min(asked, container.started_at) if container else asked
-    end = container.updated_at if container and over else now
+    phase = observation.phase if observation else None
+    end = without_waits(files, phase, container.updated_at if container and over else now)
     return max(0.0, end - start) / 3600 * price

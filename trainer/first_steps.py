@@ -83,6 +83,7 @@ def _planned(value: float | None, unit: str) -> str:
 
 
 def _machine_started_at(journal: Journal) -> float:
-    """The deadline counts from the machine's first word; without a container, from the trainer's start."""
+    """The deadline counts from the machine's first word, without waits that were free; without a container, from the
+    trainer's start."""
     container = read_record(ContainerState, journal.job / "container.json")
-    return container.started_at if container else journal.started_at
+    return container.started_at + container.waited_seconds if container else journal.started_at

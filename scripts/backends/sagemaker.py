@@ -34,6 +34,7 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 MOST_NUMBERS = 99
 ENDED = ("Completed", "Failed", "Stopped", "Deleting")
 _WAITING = (
+    "Interrupted",
     "Pending",
     "Starting",
     "LaunchingMLInstances",

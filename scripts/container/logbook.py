@@ -6,6 +6,7 @@ book = Logbook(work, state, heartbeat_seconds=2.0); book.note(stage="loading"); 
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,23 @@ class Logbook:
         self._path, self._log = work / "container.json", work / "logs" / "container.log"
         self._heartbeat = heartbeat_seconds
         self._beat_at = float("-inf")
+        self._silent_seconds = 0.0
+
+    @property
+    def machine_seconds(self) -> float:
+        """How long the job had a machine so far, by this machine's clock."""
+        return max(0.0, time.time() - self.state.started_at - self.state.waited_seconds)
+
+    def take_up(self, earlier: ContainerState) -> None:
+        """Goes on with the record of an earlier start."""
+        self._silent_seconds = max(0.0, time.time() - earlier.updated_at)
+        self.state = earlier.model_copy(update={"pid": os.getpid()})
+
+    def leave_out_the_wait(self) -> None:
+        """The time since the last word of the earlier start counts as none of a machine's; once for each start."""
+        if self._silent_seconds:
+            self.note(waited_seconds=self.state.waited_seconds + self._silent_seconds)
+            self._silent_seconds = 0.0
 
     def note(self, **changes: Any) -> None:
         """Changes fields of container.json and writes it now."""

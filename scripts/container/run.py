@@ -50,7 +50,7 @@ from scripts.job_lock import take_lock
 from scripts.machine import Machine, Run, loading_seconds, nothing, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
 from scripts.settings import read_settings
-from scripts.state import hourly_usd
+from scripts.state import PAUSES_FREE, hourly_usd
 from scripts.store import FileStore, open_store
 
 INTERRUPTION = "the machine is told to end before the job is over; started again, it goes on from its newest checkpoint"
@@ -122,7 +122,7 @@ class _Container:
         remote = ContainerState.model_validate_json(recorded) if recorded else None
         self._came_from_elsewhere = bool(remote and (local is None or local.updated_at < remote.updated_at))
         if known := remote if self._came_from_elsewhere else local:
-            self._book.state = known.model_copy(update={"pid": os.getpid()})
+            self._book.take_up(known)
         if self._book.state.ended:
             self._book.say(f"the job has ended already: {self._book.state.ended}")
             if remote is None or remote.ended is None:
@@ -140,8 +140,10 @@ class _Container:
             return self._carry(self.guard.beat_within(DELIVERY_SECONDS))
         self.guard.aside(lambda: self._folder.fetch(self._came_from_elsewhere), self.guard.tick)
         spec = self._spec()
-        started_at = min(time.time(), self._book.state.started_at)
-        self.guard.set_deadline(min(started_at + spec.deadline_seconds, self._machine.ends_at) - time.time())
+        if spec.backend in PAUSES_FREE:
+            self._book.leave_out_the_wait()
+        left = spec.deadline_seconds - self._book.machine_seconds
+        self.guard.set_deadline(min(left, self._machine.ends_at - time.time()))
         self._folder.start()
         model = self._model(spec)
         result = self._train(spec, model)
@@ -247,7 +249,7 @@ class _Container:
         self._book.note(stage="storing")
         self._carry(self.guard.tick)
         price = hourly_usd(spec)
-        hours = (time.time() - self._book.state.started_at) / 3600
+        hours = self._book.machine_seconds / 3600
         cost = None if price is None else round(price * hours, 4)
         write_manifest(self._work, spec, result, proof, cost_usd=cost, now=time.time())
         self._carry(self.guard.beat_within(DELIVERY_SECONDS))

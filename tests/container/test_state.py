@@ -149,6 +149,38 @@ def test_money_is_hours_times_price_until_the_machine_is_gone() -> None:
     assert job_state(JobFiles("job-1", launch=rented), None, NOW).spent_usd is None
 
 
+SPOT = {"backend": "sagemaker", "offer": "sagemaker-p5-4xlarge-1", "deadline_seconds": 3600, "cap_usd": 8.0}
+INTERRUPTED = Observation("waiting", "training job t: InProgress, Interrupted")
+
+
+@pytest.mark.parametrize(
+    ("said_ago", "waited", "observation", "limit", "spent"),
+    [
+        (1800, 0, INTERRUPTED, None, 1800),  # it ran for half an hour, and waits
+        (4 * 3600, 0, INTERRUPTED, None, 1800),
+        (5 * 3600 + 9, 0, INTERRUPTED, "deadline", 1800),  # the outer bound
+        (1, 0, RUNNING, None, 1801),
+        (1, 7200, RUNNING, None, 1801),  # it ran half an hour after two hours of waiting
+        (1, 7200 - 1900, RUNNING, "deadline", 3701),
+        (3 * 3600, 0, None, "deadline", 1800 + 3 * 3600),  # nobody could be asked: the clock goes on
+    ],
+)
+def test_on_a_platform_that_waits_for_free_neither_limit_runs_without_a_machine(
+    said_ago: float, waited: float, observation: Observation | None, limit: str | None, spent: float
+) -> None:
+    began = NOW - said_ago - 1800 - (waited if observation is RUNNING and waited == 7200 else 7200 if waited else 0)
+    asked = ASKED.model_copy(update={"backend": "sagemaker", "submitted_at": began - 60})
+    at = container(started_at=began, updated_at=NOW - said_ago, waited_seconds=waited)
+    files = JobFiles("job-1", launch=SPEC.model_copy(update=SPOT), submission=asked, container=at)
+    due = overdue(files, observation, NOW)
+    assert (due[0] if due else None) == limit
+    state = job_state(files, observation, NOW)
+    assert state.spent_usd == pytest.approx(spent / 3600 * 7.912)
+    if observation is INTERRUPTED:
+        assert (state.state, state.is_final) == ("starting", False)
+        assert "its machine was taken back; waiting for the next one (training job t" in state.sentence
+
+
 def test_a_job_past_its_deadline_or_cap_is_overdue() -> None:
     files = JobFiles("job-1", launch=SPEC, submission=ASKED, container=container(started_at=NOW - 3600))
     assert overdue(files, None, NOW) is None

@@ -113,6 +113,21 @@ def test_an_hour_that_an_earlier_machine_used_is_not_given_again(make_job: MakeJ
     assert files.status is None or files.status.step < 100
 
 
+def test_where_the_platform_waits_for_free_only_the_hours_of_a_machine_count(make_job: MakeJob) -> None:
+    """The same two hours ago as above, but on spot machines of SageMaker, and it had one for nine seconds of them."""
+    job = make_job(deadline_seconds=3600)
+    job.spec = job.spec.model_copy(update={"backend": "sagemaker"})
+    began = time.time() - 7200
+    earlier = ContainerState(job_id="job-1", stage="training", updated_at=began + 9, started_at=began, pid=1)
+    job.store.write("job-1/container.json", earlier.model_dump_json().encode())
+    job.launch()
+    files = job.finish()
+    assert files.container is not None
+    assert files.container.ended == "completed", job.log()
+    assert files.container.started_at == began
+    assert 7000 < files.container.waited_seconds <= time.time() - began - 9
+
+
 def test_a_machine_that_is_told_to_end_leaves_a_job_that_goes_on_elsewhere(make_job: MakeJob) -> None:
     job = make_job(checkpoint_steps=50, faults={"1": ["hang", 5]})
     job.launch()

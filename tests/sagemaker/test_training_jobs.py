@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -14,8 +15,12 @@ from scripts.adapter import verify_adapter
 from scripts.cli import main
 from scripts.cost import settle
 from scripts.pull import pull
-from scripts.state import job_state
+from scripts.reap import make_rounds
+from scripts.state import job_state, overdue
 from scripts.stop import stop_job
+from scripts.store import open_store
+from scripts.tick import Hands, tick
+from scripts.tick import Room as TickRoom
 from scripts.watch import watch
 from tests.sagemaker.conftest import KEYS, SETTINGS, Room
 from tests.sagemaker.fake_sagemaker import SPOT_SHARE, Fault, Mishap, Pace
@@ -99,9 +104,33 @@ def test_an_interruption_of_spot_is_outlived_with_the_checkpoint(make_room: Make
     assert second.resumed_from is not None
     assert int(second.resumed_from[5:]) >= 5, "what it had done was saved when the machine was taken"
     assert files.manifest is not None
+    assert files.container.waited_seconds > 0, "what it waited counts against no limit"
     usd = room.backend.charges(room.store, files)
     assert usd is not None
     assert usd.usd[job.name] <= SPOT_SHARE * job.on_seconds / 3600 * 7.912 + 0.001
+
+
+@pytest.mark.slow
+def test_a_spot_job_that_waits_for_its_next_machine_costs_nothing_and_is_ended_by_nobody(make_room: MakeRoom) -> None:
+    room = make_room(settings={"LORRY_SAGEMAKER_SPOT": "yes"}, steps=4000, step_seconds=0.05, checkpoint_steps=2)
+    room.account.pace = Pace(launching=0.0, downloading=0.0, uploading=0.0, back=1e9)
+    handle = room.launch().handle
+    room.reach(3)
+    job = room.account.jobs[handle["training_job"]]
+    job.mishap = Mishap("interrupt")
+    room.wait(lambda: room.backend.observe(handle).phase == "waiting")
+    room.account.clock.jump(2 * 3600.0)
+    now = room.account.clock.now()
+    hands = Hands(lambda name: room.backend, room.backend.charges, lambda: now)
+    report = tick([TickRoom(room.store)], hands)
+    assert (report.done, report.troubles) == ([], [])
+    seen = room.backend.observe(handle)
+    assert overdue(room.files(), replace(seen, usd=None), now) is None, "nor where the platform says no billed seconds"
+    rounds = make_rounds({"sagemaker": room.backend}, open_store, lambda url: True, now, ends=True)
+    assert (rounds.decisions, rounds.troubles) == ([], {})
+    assert job.secondary == "Interrupted"
+    room.account.clock.jump(4 * 3600.0)  # beyond MaxWaitTimeInSeconds the platform itself gives up
+    assert room.backend.observe(handle).detail.endswith("Stopped, MaxWaitTimeExceeded")
 
 
 @pytest.mark.slow
