@@ -144,6 +144,7 @@ def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
 
     with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
         job = _prepared(arguments, settings, Path(folder))
+        _require_startable(job, _environment(arguments))
         backend = open_backend(job.spec.backend, _environment(arguments))
         store, now = open_store(settings.store), time.time()
         record(store, "launch", job.spec.job_id, who=actor(os.environ), now=now, note=_terms(job))
@@ -162,6 +163,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
     with tempfile.TemporaryDirectory(prefix="lorry-") as folder:
         job = _prepared(arguments, settings, Path(folder))
+        _require_startable(job, _environment(arguments))
         store = open_store(settings.store)
         record(store, "launch", job.spec.job_id, who=actor(os.environ), now=time.time(), note=_terms(job))
         done = run(job, settings, _environment(arguments), _say, sys.stderr, now=time.time)
@@ -170,6 +172,26 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     else:
         print(done.summary)
     return 0
+
+
+def _require_startable(job: PreparedJob, environment: dict[str, str]) -> None:
+    """Asks AWS whether it would let this job start, before anything is recorded or rented. Raises Refused."""
+    from scripts.backends import open_backend
+    from scripts.backends.suitable import suitable
+    from scripts.doctor import Subject
+    from scripts.doctor.preflight import preflight, require_passed
+
+    spec, catalog = job.spec, load_catalog()
+    if spec.backend not in ("sagemaker", "ec2"):
+        return
+    open_backend(spec.backend, environment).request(spec)  # settings that are wrong need no question
+    others = [name for name, _ in suitable(spec, catalog)] if spec.backend == "ec2" else [spec.offer or ""]
+    subject = Subject(now=datetime.now(UTC), store=spec.store, environment=environment)
+    findings = preflight(spec.backend, job.plan, catalog, subject, others)
+    for finding in findings:
+        if finding.state == "not checked":
+            _say("preflight", str(finding))
+    require_passed(findings)
 
 
 def _environment(arguments: argparse.Namespace) -> dict[str, str]:

@@ -11,6 +11,7 @@ from scripts.doctor.finding import Check, Finding, Subject, failed
 from scripts.doctor.model_checks import check_model, check_room_for_models
 from scripts.doctor.runpod_checks import ROOM_CHECKS, check_clock, check_key
 from scripts.doctor.sagemaker_checks import check_sagemaker
+from scripts.doctor.template_checks import check_template
 from scripts.errors import LorryError
 
 __all__ = ["Finding", "Subject", "examine", "failure", "run_check"]
@@ -24,7 +25,8 @@ def examine(subject: Subject) -> list[Finding]:
     findings += run_check("clock", check_clock, subject)
     checks = {**ROOM_CHECKS, "model": check_model, "room for models": check_room_for_models}
     checks |= {"AWS credentials": check_credentials, "store": check_bucket, "image": check_image}
-    checks |= {"AWS quotas": check_quotas, "EC2": check_ec2, "SageMaker": check_sagemaker}
+    checks |= {"AWS quotas": check_quotas, "EC2": check_ec2, "EC2 template": check_template}
+    checks |= {"SageMaker": check_sagemaker}
     for name, check in checks.items():
         findings += run_check(name, check, subject)
     return findings

@@ -12,6 +12,10 @@ from scripts.store import open_store
 
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<name>[^@:]+)")
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
+_CODED = re.compile(r"[\w.]+ \(")
+_SAYS_NOTHING = re.compile(
+    r"AccessDenied|Unauthorized|403 |Throttling|RequestLimitExceeded|Internal|\w*Unavailable|50\d "
+)
 SIGN_IN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for an account of AWS"
 
 
@@ -22,7 +26,9 @@ def check_credentials(subject: Subject) -> Iterator[Finding]:
         return
     answer = ask_aws(subject, "sts", "get_caller_identity")
     if isinstance(answer, str):
-        yield failed("AWS credentials", answer, "sign in again, or correct the key")
+        unheard = could_not_look(answer)  # nobody is forbidden this question
+        step = "check AWS_DEFAULT_REGION and the network" if unheard else "sign in again, or correct the key"
+        yield failed("AWS credentials", answer, step)
     else:
         yield ok("AWS credentials", f"account {answer['Account']}, {answer['Arn']}")
 
@@ -65,7 +71,9 @@ def check_in_registry(subject: Subject, name: str, image: str, region: str = "")
         where: dict[str, Any] = {"registryId": home["account"], "repositoryName": home["name"]}
         where["imageIds"] = [{"imageDigest": digest[1]}]
         answer = ask_aws(subject, "ecr", "describe_images", home["region"], **where)
-        if isinstance(answer, str):
+        if isinstance(answer, str) and could_not_look(answer):
+            yield not_checked(name, f"{image}: {answer}", "ask with a key that has ecr:DescribeImages")
+        elif isinstance(answer, str):
             yield failed(name, f"{image}: {answer}", "push the image, or correct its name")
         else:
             yield ok(name, f"{image} is in the registry")
@@ -79,6 +87,11 @@ def why_no_aws(subject: Subject) -> str:
     import boto3
 
     return "" if boto3.Session().get_credentials() else "there are no AWS credentials"
+
+
+def could_not_look(answer: str) -> bool:
+    """Whether a sentence of `ask_aws` says nothing of what was asked: this key may not look, or nobody answered."""
+    return _CODED.match(answer) is None or _SAYS_NOTHING.match(answer) is not None
 
 
 def ask_aws(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scripts.backends.ec2_request import read_ec2_settings
-from scripts.doctor.aws_checks import SIGN_IN, ask_aws, why_no_aws
+from scripts.doctor.aws_checks import SIGN_IN, ask_aws, could_not_look, why_no_aws
 from scripts.doctor.finding import Finding, Subject, failed, not_checked, ok
 
 _QUOTAS = {  # market and family -> quota code, and what it counts in vCPUs
@@ -76,7 +76,9 @@ def _offered(subject: Subject, types: list[str], subnets: list[str]) -> Iterator
     offered = ask_aws(subject, "ec2", "describe_instance_type_offerings", **given)
     for answer in (seen, offered):
         if isinstance(answer, str):
-            yield failed("EC2", answer, "take the launcher's policy of Terraform as it is")
+            denied = answer.startswith("UnauthorizedOperation") or not could_not_look(answer)  # a launch asks it too
+            step = "take the launcher's policy of Terraform as it is"
+            yield failed("EC2", answer, step) if denied else not_checked("EC2", answer, "try it again")
             return
     assert not isinstance(seen, str)
     assert not isinstance(offered, str)

@@ -12,13 +12,12 @@ from urllib.parse import SplitResult, urlsplit
 from recipes.catalog import load_catalog
 from scripts.backends.sagemaker import LOG_GROUP
 from scripts.backends.sagemaker_request import ROLE
-from scripts.doctor.aws_checks import SIGN_IN, ask_aws, check_in_registry, why_no_aws
+from scripts.doctor.aws_checks import SIGN_IN, ask_aws, check_in_registry, could_not_look, why_no_aws
 from scripts.doctor.finding import Check, Finding, Subject, failed, not_checked, ok
+from scripts.doctor.role_checks import IN_THE_STORE, check_handover, check_role
 
 _NO_ROOM = "name an applied AWS root with a SageMaker room, such as infra/live/prod/aws"
-_APPLY = "apply the AWS room again: the role's policies are Terraform's"
 _ON_ANYTHING = ["ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"]
-_IN_THE_STORE = ["s3:GetObject", "s3:PutObject"]
 _QUOTA_PAGES = 40
 _KNOWN_CODES = {"ml.p5.48xlarge for training job usage": "L-82E1C851"}
 
@@ -39,25 +38,15 @@ def check_sagemaker(subject: Subject) -> Iterator[Finding]:
 
 
 def _role(subject: Subject) -> Iterator[Finding]:
-    """The execution role exists and may do what a job does, as AWS itself judges its policies."""
+    """The execution role exists and may do what a job does, as AWS itself judges, and may be handed over."""
     name, role, store = "SageMaker role", str(subject.rooms["sagemaker_role_arn"]), _store(subject)
     _, partition, _, _, account, _ = role.split(":", 5)
     region = str(subject.rooms.get("region") or "us-east-1")
     stream = f"arn:{partition}:logs:{region}:{account}:log-group:{LOG_GROUP}:log-stream:lorry"
     wanted = [(_ON_ANYTHING, "*"), (["logs:PutLogEvents"], stream)]
-    wanted += [(_IN_THE_STORE, f"arn:{partition}:s3:::{store.netloc}{store.path}/job/x")] if store.netloc else []
-    denied: list[str] = []
-    for actions, resource in wanted:
-        given: dict[str, Any] = {"PolicySourceArn": role, "ActionNames": actions, "ResourceArns": [resource]}
-        answer = ask_aws(subject, "iam", "simulate_principal_policy", **given)
-        if isinstance(answer, str):
-            yield _unsimulated(subject, name, role, answer)
-            return
-        denied += [r["EvalActionName"] for r in answer["EvaluationResults"] if r["EvalDecision"] != "allowed"]
-    if denied:
-        yield failed(name, f"{role} may not {', '.join(denied)}", _APPLY)
-    else:
-        yield ok(name, f"{role} may do what a job does")
+    wanted += [(IN_THE_STORE, f"arn:{partition}:s3:::{store.netloc}{store.path}/job/x")] if store.netloc else []
+    yield check_role(subject, name, role, wanted, "LORRY_SAGEMAKER_ROLE")
+    yield check_handover(subject, name, role, "sagemaker.amazonaws.com")
 
 
 def _place(subject: Subject) -> Iterator[Finding]:
@@ -69,9 +58,12 @@ def _place(subject: Subject) -> Iterator[Finding]:
     account = str(subject.rooms["sagemaker_role_arn"]).split(":")[4]
     region = str(subject.rooms.get("region") or "us-east-1")
     answer = ask_aws(subject, "s3", "get_bucket_location", Bucket=bucket, ExpectedBucketOwner=account)
-    if isinstance(answer, str) and ("403" in answer or "AccessDenied" in answer):
+    if isinstance(answer, str) and could_not_look(answer):
         step = f"use a bucket of account {account}, or let its role in; training sets of others need a copy"
-        yield failed(name, f"{bucket} belongs to another account, or this key may not see it", step)
+        if isinstance(ask_aws(subject, "s3", "get_bucket_location", Bucket=bucket), dict):  # whoever may own it
+            yield failed(name, f"{bucket} belongs to another account", step)
+        else:
+            yield not_checked(name, f"{bucket} belongs to another account, or this key may not see it", step)
     elif isinstance(answer, str):
         yield failed(name, f"{bucket}: {answer}", "create it, or correct LORRY_STORE")
     elif (home := str(answer.get("LocationConstraint") or "us-east-1")) != region:
@@ -123,27 +115,21 @@ def _quotas(subject: Subject, types: list[str]) -> Finding:
         for row in answer["Quotas"]:
             if row["QuotaName"] in wanted:
                 found[row["QuotaName"]] = (row["QuotaCode"], float(row["Value"]))
-        if not answer.get("NextToken"):
+        if len(found) == len(wanted) or not answer.get("NextToken"):
             break
         page["NextToken"] = answer["NextToken"]
     granted = [f"{value:g} x {wanted[name]}" for name, (_, value) in sorted(found.items()) if value >= subject.nodes]
     codes = {name: code for name, (code, _) in found.items()} or _KNOWN_CODES
     asked = ", ".join(f"{code} ({name})" for name, code in sorted(codes.items()))
+    if not found:  # AWS leaves out those that were never changed
+        return not_checked(
+            "SageMaker quotas", f"AWS lists none of a type for a {kind}", f"ask for {asked}; it takes days"
+        )
     if not granted:
         most = max((value for _, value in found.values()), default=0.0)
         seen = f"at most {most:g} of a type for a {kind}; a job takes {subject.nodes}"
         return failed("SageMaker quotas", seen, f"ask for {asked}; it takes days")
     return ok("SageMaker quotas", ", ".join(granted))
-
-
-def _unsimulated(subject: Subject, name: str, role: str, answer: str) -> Finding:
-    """AWS did not judge the role: it is not there, or this key may not ask."""
-    if "NoSuchEntity" in answer:
-        return failed(name, f"there is no role {role}", "apply the AWS room, or correct LORRY_SAGEMAKER_ROLE")
-    known = ask_aws(subject, "iam", "get_role", RoleName=role.rpartition("/")[2])
-    if isinstance(known, str) and "NoSuchEntity" in known:
-        return failed(name, f"there is no role {role}", "apply the AWS room, or correct LORRY_SAGEMAKER_ROLE")
-    return not_checked(name, answer, "ask with a key that has iam:SimulatePrincipalPolicy")
 
 
 def _store(subject: Subject) -> SplitResult:

@@ -425,6 +425,8 @@ def test_the_sagemaker_launcher_stays_within_its_limits(room):
     role = room.resources["module.sagemaker.aws_iam_role.execution"]["arn"]
     for service, expected in [("sagemaker.amazonaws.com", True), ("ec2.amazonaws.com", False)]:
         assert is_allowed("iam:PassRole", role, launcher, context={"iam:PassedToService": service}) is expected
+    image = room.resources['module.registry.aws_ecr_repository.this["trainer"]']["arn"]
+    assert is_allowed("ecr:DescribeImages", image, launcher)
 
 
 def test_the_sagemaker_role_passes_the_sdk_check_and_is_for_this_account(room):
@@ -456,6 +458,11 @@ def test_the_ec2_launcher_starts_from_its_template_and_ends_its_own(room):
         assert is_allowed("ec2:TerminateInstances", instance, launcher, context=context) is expected
     assert not is_allowed("ec2:TerminateInstances", instance, launcher)
     assert not is_allowed("ec2:CreateTags", instance, launcher), "tags are set at the start only"
+    image = room.resources['module.registry.aws_ecr_repository.this["trainer"]']["arn"]
+    profile = room.resources["module.ec2[0].aws_iam_instance_profile.machine"]["arn"]
+    asked = [("ecr:DescribeImages", image), ("iam:GetInstanceProfile", profile)]
+    for action, resource in [*asked, ("ec2:DescribeLaunchTemplateVersions", "*")]:
+        assert is_allowed(action, resource, launcher), "a launch asks first whether it could start"
 
 
 def test_the_local_aws_enforces_the_same(room):

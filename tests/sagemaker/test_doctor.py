@@ -14,7 +14,7 @@ import pytest
 from recipes.catalog import load_catalog
 from recipes.load import load_recipe
 from scripts.cli import main
-from scripts.doctor import sagemaker_checks
+from scripts.doctor import aws_checks, role_checks, sagemaker_checks
 from scripts.doctor.finding import Finding, Subject
 from scripts.doctor.preflight import preflight
 from scripts.doctor.sagemaker_checks import PARTS, check_sagemaker
@@ -25,9 +25,15 @@ QUOTA = "ml.p5.48xlarge for training job usage"
 _LOGS = f"arn:aws:logs:{REGION}:123456789012:log-group:/aws/sagemaker/TrainingJobs:*"
 _JOBS = ["arn:aws:s3:::bucket/jobs/*", "arn:aws:s3:::bucket/clients/*/jobs/*"]
 ALLOWED = {  # what the policies of infra/modules/sagemaker-training and artifact-store say
-    **{"ecr:GetAuthorizationToken": ["*"], "cloudwatch:PutMetricData": ["*"], "logs:PutLogEvents": [_LOGS]},
+    **{
+        "iam:PassRole": ["*"],
+        "ecr:GetAuthorizationToken": ["*"],
+        "cloudwatch:PutMetricData": ["*"],
+        "logs:PutLogEvents": [_LOGS],
+    },
     **{"s3:GetObject": _JOBS, "s3:PutObject": _JOBS},
 }
+ROLES = ("SageMaker role", "SageMaker role handed over")
 Json = dict[str, Any]
 
 
@@ -54,7 +60,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     offered = [{"InstanceType": "p5.48xlarge"}, {"InstanceType": "p5en.48xlarge"}]
     given: Json = {"simulate_principal_policy": simulated, "list_service_quotas": pages}
     given["describe_instance_type_offerings"] = {"InstanceTypeOfferings": offered}
-    ask = sagemaker_checks.ask_aws
+    ask = aws_checks.ask_aws
 
     def answered(
         subject: Subject, service: str, action: str, region: str | None = None, **arguments: Any
@@ -66,7 +72,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         page: Json | str = answer[int(arguments.get("NextToken", 1)) - 1] if isinstance(answer, list) else answer
         return page
 
-    monkeypatch.setattr(sagemaker_checks, "ask_aws", answered)
+    for module in (sagemaker_checks, role_checks):
+        monkeypatch.setattr(module, "ask_aws", answered)
     return given
 
 
@@ -86,14 +93,14 @@ def subject(bucket: str, answers: Json) -> Subject:
 
 
 def said_of(part: str, subject: Subject, **changes: Any) -> Finding:
-    """The last finding of one part of the check."""
-    return list(PARTS[part](Subject(**{**vars(subject), **changes})))[-1]
+    """The last finding of one part of the check, or the first on the role: the last is on who hands it over."""
+    return list(PARTS[part](Subject(**{**vars(subject), **changes})))[0 if part == "role" else -1]
 
 
 def test_a_room_in_order_passes_every_check(subject: Subject) -> None:
     findings = {f.check: f for f in check_sagemaker(subject)}
     assert {name: f.state for name, f in findings.items()} == dict.fromkeys(
-        ["SageMaker role", "SageMaker bucket", "SageMaker image", "SageMaker types", "SageMaker quotas"], "ok"
+        [*ROLES, "SageMaker bucket", "SageMaker image", "SageMaker types", "SageMaker quotas"], "ok"
     ), findings
     assert findings["SageMaker quotas"].seen == "1 x ml.p5.48xlarge"
     assert "ml.p5en.48xlarge" in findings["SageMaker types"].seen
@@ -134,10 +141,45 @@ def test_a_bucket_elsewhere_is_named_with_its_region_or_its_owner(subject: Subje
     assert (said.state, said.seen) == ("failed", f"far is in eu-west-1, the jobs run in {REGION}")
     answers["get_bucket_location"] = "AccessDenied (no reason given)"
     said = said_of("bucket", subject)
-    assert said.seen == "bucket belongs to another account, or this key may not see it"
+    assert (said.state, said.seen) == ("not checked", "bucket belongs to another account, or this key may not see it")
+    answers["get_bucket_location"] = lambda **given: "403 (Forbidden)" if "ExpectedBucketOwner" in given else {}
+    said = said_of("bucket", subject)
+    assert (said.state, said.seen) == ("failed", "bucket belongs to another account")
     assert "use a bucket of account 123456789012" in said.step
     answers["get_bucket_location"] = "NoSuchBucket (no such bucket)"
     assert said_of("bucket", subject).step == "create it, or correct LORRY_STORE"
+
+
+@pytest.mark.parametrize(
+    ("caller", "asked", "state"),
+    [
+        ("arn:aws:iam::123456789012:user/ann", "arn:aws:iam::123456789012:user/ann", "failed"),
+        ("arn:aws:sts::123456789012:assumed-role/door/s-1", "arn:aws:iam::123456789012:role/door", "failed"),
+        ("arn:aws:iam::123456789012:root", None, "ok"),
+        ("ExpiredToken (it is old)", None, "not checked"),
+    ],
+)
+def test_whoever_may_not_hand_the_role_over_is_told_before_a_launch(
+    subject: Subject, answers: Json, caller: str, asked: str | None, state: str
+) -> None:
+    seen = []
+
+    def judge(PolicySourceArn: str, ActionNames: list[str], **given: Any) -> Json:  # noqa: N803
+        if ActionNames == ["iam:PassRole"]:
+            seen.append((PolicySourceArn, given["ResourceArns"], given["ContextEntries"][0]["ContextKeyValues"]))
+        decision = "implicitDeny" if ActionNames == ["iam:PassRole"] else "allowed"
+        return {"EvaluationResults": [{"EvalActionName": a, "EvalDecision": decision} for a in ActionNames]}
+
+    answers["simulate_principal_policy"] = judge
+    answers["get_caller_identity"] = {"Arn": caller} if caller.startswith("arn") else caller
+    role = subject.rooms["sagemaker_role_arn"]
+    found = list(PARTS["role"](subject))[-1]
+    assert (found.check, found.state) == ("SageMaker role handed over", state)
+    assert seen == ([(asked, [role], ["sagemaker.amazonaws.com"])] if asked else [])
+    if state == "failed":
+        assert found.seen == f"{asked} may not give {role} to sagemaker.amazonaws.com"
+        answers["simulate_principal_policy"] = "AccessDenied (no)"
+        assert list(PARTS["role"](subject))[-1].state == "not checked"
 
 
 def test_an_image_that_is_missing_or_elsewhere(subject: Subject) -> None:
@@ -158,7 +200,7 @@ def test_a_quota_of_zero_names_its_code(subject: Subject, answers: Json) -> None
     assert said.state == "failed"
     assert said.step == f"ask for L-82E1C851 ({QUOTA}); it takes days"
     said = said_of("types", subject, environment={**subject.environment, "LORRY_SAGEMAKER_SPOT": "yes"})
-    assert said.seen == "at most 0 of a type for a spot training job; a job takes 1"
+    assert (said.state, said.seen) == ("not checked", "AWS lists none of a type for a spot training job")
     answers["list_service_quotas"][1]["Quotas"][0]["Value"] = 1.0
     said = said_of("types", subject, nodes=2)
     assert (said.state, said.seen) == ("failed", "at most 1 of a type for a training job; a job takes 2")
@@ -179,7 +221,7 @@ def test_a_plan_asks_for_its_own_types_by_the_settings_alone(subject: Subject, a
     settings = Subject(subject.now, store="s3://bucket/jobs", environment={**subject.environment, **role})
     findings = {f.check: f for f in preflight("sagemaker", plan, catalog, settings)}
     assert {name: f.state for name, f in findings.items()} == dict.fromkeys(
-        ["AWS credentials", *(f"SageMaker {part}" for part in ("role", "bucket", "image", "types", "quotas"))], "ok"
+        ["AWS credentials", *ROLES, *(f"SageMaker {part}" for part in ("bucket", "image", "types", "quotas"))], "ok"
     ), findings
     fitting = {catalog.offers[o.offer].provider_type for o in plan.offers if o.fits and o.backend == "sagemaker"}
     assert findings["SageMaker types"].seen.startswith(f"{REGION} offers")

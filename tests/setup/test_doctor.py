@@ -97,6 +97,7 @@ def test_a_sound_set_up_passes_every_check_that_can_be_made(subject):
         "AWS quotas": "not checked",
         "image": "not checked",
         "EC2": "not checked",
+        "EC2 template": "not checked",
         "SageMaker": "not checked",
     }
     assert all(finding.seen for finding in findings)
@@ -120,7 +121,7 @@ def test_without_anything_configured_each_check_says_how_to_configure_it(tmp_pat
         )
     )
     assert {finding.state for finding in findings if finding.check != "room for models"} == {"not checked"}
-    assert len(findings) == 15
+    assert len(findings) == 16
     said = {finding.check: f"{finding.seen}; {finding.step}" for finding in findings}
     assert "set RUNPOD_API_KEY" in said["volume"]
     assert "--model" in said["model"]
@@ -305,6 +306,7 @@ def test_a_credential_that_aws_refuses_is_a_finding(subject, aws, monkeypatch):
     found = finding(changed(subject, environment={}), "AWS credentials")
     assert found.state == "failed"
     assert "127.0.0.1:9" in found.seen
+    assert found.step == "check AWS_DEFAULT_REGION and the network"
 
 
 def test_the_command_prints_a_line_per_check_and_fails_only_on_failures(
@@ -315,7 +317,7 @@ def test_the_command_prints_a_line_per_check_and_fails_only_on_failures(
     done = lorry("doctor", root, "--model", MODEL)
     seen += [done.out, done.error]
     assert (done.code, done.error) == (0, "")
-    assert len(done.out.splitlines()) == 15
+    assert len(done.out.splitlines()) == 16
     assert done.out.splitlines()[0] == "ok           Runpod key: it may read and change the account; 0 Pods now"
 
     runpod.account.catalog.stock["US-KS-2"]["NVIDIA H200"] = "NONE"

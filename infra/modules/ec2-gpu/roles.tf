@@ -1,8 +1,8 @@
 locals {
-  # What the launcher asks before and after a start (scripts/backends/ec2_api.py).
+  # What the launcher asks before and after a start (scripts/backends/ec2_api.py, scripts/doctor/template_checks.py).
   _watch = [
     "ec2:DescribeCapacityReservations", "ec2:DescribeInstanceTypeOfferings", "ec2:DescribeInstances",
-    "ec2:DescribeSpotPriceHistory", "ec2:DescribeSubnets", "ec2:DescribeVolumes", "ec2:GetSpotPlacementScores",
+    "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeSpotPriceHistory", "ec2:DescribeSubnets", "ec2:DescribeVolumes", "ec2:GetSpotPlacementScores",
   ]
   _pull = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
 }
@@ -49,7 +49,7 @@ resource "aws_iam_policy" "launcher" {
 
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [
+    Statement = concat([
       {
         Sid      = "StartFromTemplate"
         Effect   = "Allow"
@@ -72,6 +72,10 @@ resource "aws_iam_policy" "launcher" {
       # Spot needs this role once in an account; who asks for the first spot machine makes it.
       { Sid = "FirstSpot", Effect = "Allow", Action = "iam:CreateServiceLinkedRole", Resource = "arn:${local._partition}:iam::${local._account}:role/aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot", Condition = { StringEquals = { "iam:AWSServiceName" = "spot.amazonaws.com" } } },
       { Sid = "HandOver", Effect = "Allow", Action = "iam:PassRole", Resource = aws_iam_role.machine.arn, Condition = { StringEquals = { "iam:PassedToService" = "ec2.amazonaws.com" } } },
-    ]
+      # Whether the image and the role are there is asked before a machine is paid for.
+      { Sid = "RoleIsThere", Effect = "Allow", Action = "iam:GetInstanceProfile", Resource = aws_iam_instance_profile.machine.arn },
+      ], [for arn in compact([var.image.repository_arn]) :
+      { Sid = "ImageIsThere", Effect = "Allow", Action = "ecr:DescribeImages", Resource = arn }
+    ])
   })
 }
