@@ -37,7 +37,7 @@ def job_session(
         raise Refused(Problem("credentials", "session keys cannot be handed out here", want))
     from botocore.exceptions import BotoCoreError, ClientError
 
-    narrowed = json.dumps(json.loads(policy.replace("JOB_PREFIX", found[2])), separators=(",", ":"))
+    narrowed = json.dumps(json.loads(policy.replace("JOB_PREFIX", json.dumps(found[2])[1:-1])), separators=(",", ":"))
     name = found[2].rpartition("/")[2][:64]
     asked = {"RoleArn": role, "RoleSessionName": name, "Policy": narrowed, "DurationSeconds": seconds}
     token = _workflow_token(environment)

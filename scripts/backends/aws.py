@@ -11,6 +11,7 @@ from typing import Any
 from scripts.errors import Problem, ProviderError
 
 _SIGN_IN = "sign in again, or check the keys of this account"
+_UNREACHED = "check AWS_DEFAULT_REGION and the network"
 _RIGHTS = (
     "take the launcher's policy of Terraform as it is, and a room that may rent this type: instance_types in "
     "infra/live; dev rents small machines alone"
@@ -95,7 +96,7 @@ def aws_client(service: str, region: str | None = None) -> Any:
 
 def ask(client: Any, action: str, **arguments: Any) -> dict[str, Any]:
     """The answer to one request. Raises AwsError."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
     from botocore.parsers import ResponseParserError
 
     where = f"AWS {client.meta.service_model.service_name} {action}"
@@ -109,6 +110,8 @@ def ask(client: Any, action: str, **arguments: Any) -> dict[str, Any]:
             code in _UNCERTAIN or int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
         )
         raise AwsError(Problem(where, f"{code}: {_line(said.get('Message', ''))}", step), code, maybe_done) from None
+    except ConnectionError as error:  # the last try was not sent; one before it may have been, and heard
+        raise AwsError(Problem(where, _line(error), _UNREACHED), "NoAnswer", True) from None
     except (HTTPClientError, ResponseParserError) as error:  # sent or not, nobody knows
         raise AwsError(Problem(where, f"no answer ({_line(error)})", "try it again"), "NoAnswer", True) from None
     except BotoCoreError as error:

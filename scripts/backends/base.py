@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from recipes.job import LaunchSpec
 from recipes.recipe import BackendName
+from scripts.errors import Problem
 
 if TYPE_CHECKING:
     from scripts.forgotten import Forgotten
@@ -28,6 +29,12 @@ NAME_PREFIX = "lorry-"
 def machine_name(job_id: str) -> str:
     """The one name that machines of a job have at their provider."""
     return NAME_PREFIX + job_id
+
+
+def long_store(store: str, characters: int) -> list[Problem]:
+    """What is wrong with a store whose URL does not fit where the provider must carry it."""
+    got = f"{store[:60]}... has {len(store)} characters"
+    return [Problem("store", got, f"at most {characters}: a shorter prefix")] if len(store) > characters else []
 
 
 def machine_of(handle: Handle) -> Any:

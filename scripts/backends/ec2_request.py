@@ -5,6 +5,7 @@ request = ec2_request(spec, read_ec2_settings(os.environ)); body = placed(reques
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,13 +13,14 @@ from typing import Any, Literal, get_args
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
-from scripts.backends.base import machine_name
+from scripts.backends.base import long_store, machine_name
 from scripts.backends.ec2_places import Place
 from scripts.errors import InputError, Problem, Refused
 from scripts.job_token import KEYS_SECONDS, client_of, door_variables
 
 Json = dict[str, Any]
 Market = Literal["on-demand", "spot", "reservation", "capacity-block"]
+_TAG_CHARACTERS = 256
 _ROOM = "run `lorry env` on the applied AWS room, such as infra/live/prod/aws, and set what it says"
 
 
@@ -56,6 +58,7 @@ def read_ec2_settings(environment: Mapping[str, str]) -> Ec2Settings:
         problems.append(Problem("LORRY_EC2_RESERVATION", got, "its id (cr-...), for these two markets and no other"))
     if not hours.replace(".", "", 1).isdecimal():
         problems.append(Problem("LORRY_EC2_MAX_HOURS", repr(hours[:40]), "hours, such as 24"))
+    problems += _policy_problems(environment.get("LORRY_SESSION_POLICY", ""))
     if problems:
         raise InputError(*problems)
     return Ec2Settings(
@@ -72,6 +75,15 @@ def read_ec2_settings(environment: Mapping[str, str]) -> Ec2Settings:
         front_door=environment.get("LORRY_PUBLIC_URL", "").rstrip("/"),
         token_secret=environment.get("LORRY_TOKEN_SECRET", ""),
     )
+
+
+def _policy_problems(text: str) -> list[Problem]:
+    try:
+        sound = not text or isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        sound = False
+    want = "the JSON of trainer_session_policy: `lorry env` prints it"
+    return [] if sound else [Problem("LORRY_SESSION_POLICY", repr(text[:40]), want)]
 
 
 def ec2_request(spec: LaunchSpec, settings: Ec2Settings) -> Json:
@@ -180,7 +192,7 @@ def _interfaces(spec: LaunchSpec, settings: Ec2Settings, place: Place) -> list[J
 
 
 def _problems(spec: LaunchSpec, settings: Ec2Settings) -> list[Problem]:
-    offer, found = load_catalog().offers.get(spec.offer or ""), []
+    offer, found = load_catalog().offers.get(spec.offer or ""), long_store(spec.store, _TAG_CHARACTERS)
     if offer is None or offer.backend != "ec2":
         found.append(Problem("offer", f"{spec.offer} is no offer of ec2", "plan the recipe for ec2"))
     wanted = {"LORRY_EC2_TEMPLATE": settings.template, "LORRY_EC2_ROLE_ID": settings.role_id}

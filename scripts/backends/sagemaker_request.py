@@ -14,6 +14,7 @@ from typing import Any
 
 from recipes.catalog import load_catalog
 from recipes.job import LaunchSpec
+from scripts.backends.base import long_store
 from scripts.errors import InputError, Problem, Refused
 from scripts.job_token import client_of
 from scripts.models import recipe_folder
@@ -47,6 +48,7 @@ METRICS = {
 "CloudWatch metric -> where it stands in a line of metrics.jsonl, which the container prints."
 
 _NAME_CHARACTERS = 63
+_ARGUMENT_CHARACTERS = 256
 _SUFFIX_CHARACTERS = len("--0123-99")
 _IMAGE = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/[^\s@]+@sha256:[0-9a-f]{64}")
 _KEY = re.compile(r"arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:key/.+")
@@ -77,12 +79,12 @@ def read_sagemaker_settings(environment: Mapping[str, str]) -> SageMakerSettings
     spot, warm = environment.get("LORRY_SAGEMAKER_SPOT") or "no", environment.get("LORRY_SAGEMAKER_WARM_MINUTES") or "0"
     prefix = environment.get("LORRY_SAGEMAKER_PREFIX") or PREFIX
     if spot not in ("yes", "no"):
-        problems.append(Problem("LORRY_SAGEMAKER_SPOT", repr(spot), "yes or no"))
-    if not warm.isdecimal() or int(warm) > MOST_WARM_MINUTES:
-        problems.append(Problem("LORRY_SAGEMAKER_WARM_MINUTES", repr(warm), f"0 to {MOST_WARM_MINUTES}"))
+        problems.append(Problem("LORRY_SAGEMAKER_SPOT", repr(spot[:40]), "yes or no"))
+    if re.fullmatch("[0-9]{1,4}", warm) is None or int(warm) > MOST_WARM_MINUTES:
+        problems.append(Problem("LORRY_SAGEMAKER_WARM_MINUTES", repr(warm[:40]), f"0 to {MOST_WARM_MINUTES}"))
     if not _PREFIX.fullmatch(prefix):
         want = "small letters, digits and hyphens, with a hyphen at the end: sagemaker_job_name_prefix of the AWS room"
-        problems.append(Problem("LORRY_SAGEMAKER_PREFIX", repr(prefix), want))
+        problems.append(Problem("LORRY_SAGEMAKER_PREFIX", repr(prefix[:40]), want))
     if problems:
         raise InputError(*problems)
     return SageMakerSettings(
@@ -206,7 +208,7 @@ def _words(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 
 def _problems(spec: LaunchSpec, settings: SageMakerSettings, image: str) -> list[Problem]:
-    found = []
+    found = long_store(spec.store, _ARGUMENT_CHARACTERS)
     offer = load_catalog().offers.get(spec.offer or "")
     if offer is None or offer.backend != "sagemaker":
         found.append(Problem("offer", f"{spec.offer} is no offer of sagemaker", "plan the recipe for sagemaker"))

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from recipes.merged import Precision
 from recipes.preparation import Plan, TrainingSetReport
 from recipes.recipe import BackendName, Data
 from scripts.cli.command import Command, actor, add_json, print_record
-from scripts.errors import LorryError
+from scripts.errors import InputError, LorryError, Problem
 from scripts.prepare_job import PreparedJob, check_set, prepare_job
 from scripts.settings import Settings
 
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
     from scripts.doctor.preflight import AwsBackend
 
 _NOMINAL_JOB = "nominal-job"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="conversations, in any supported form")
+    parser.add_argument("file", type=_set_path, metavar="FILE", help="conversations, in any supported form")
     parser.add_argument("--recipe", metavar="RECIPE", help="counts with its model's tokenizer and keeps its limits")
     parser.add_argument("--preview", action="store_true", help="show one example with the trained tokens marked")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep train.jsonl, valid.jsonl and report.json there")
@@ -64,7 +66,7 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--training-set", type=Path, metavar="FILE", help="without one, a nominal set is assumed")
+    parser.add_argument("--training-set", type=_set_path, metavar="FILE", help="without one, a nominal set is assumed")
     parser.add_argument("--explain", action="store_true", help="show the arithmetic, term by term")
     where = "choose there, as a launch would; AWS is also asked whether it would let such a job start"
     parser.add_argument("--backend", choices=get_args(BackendName), help=where)
@@ -103,7 +105,7 @@ def _preflight(backend: AwsBackend, plan: Plan, catalog: Catalog, settings: Sett
 def _render_arguments(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--backend", required=True, choices=get_args(BackendName))
-    parser.add_argument("--training-set", type=Path, metavar="FILE", help="without one, a nominal set is assumed")
+    parser.add_argument("--training-set", type=_set_path, metavar="FILE", help="without one, a nominal set is assumed")
     add_json(parser)
 
 
@@ -129,7 +131,7 @@ def _render(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _launch_arguments(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--training-set", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--training-set", type=_set_path, required=True, metavar="FILE")
     parser.add_argument("--backend", choices=get_args(BackendName), help="default: where the plan is cheapest")
     parser.add_argument("--job", metavar="ID", help="name the job; launching the same job twice starts it once")
     parser.add_argument("--sdk", action="store_true", help="on SageMaker: ask through its own SDK (the `aws` extra)")
@@ -273,6 +275,20 @@ def _prepared(arguments: argparse.Namespace, settings: Settings, folder: Path) -
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name such as smoke/zero3, or the path of a YAML file")
+
+
+def _set_path(text: str) -> Path:
+    """The type of every argument that names a training set: a file here, since it is checked before anything else.
+
+    Raises InputError for a URL; a Path would turn s3://bucket/x into s3:/bucket/x.
+    """
+    if _URL.match(text):
+        fetch = f"aws s3 cp {text} set.jsonl" if text.startswith("s3://") else f"curl --output set.jsonl {text}"
+        want = f"`{fetch}`, then set.jsonl instead"
+        if text.startswith("s3://"):
+            want += "; where the bucket is another account's, its owner has to grant you s3:GetObject or send the file"
+        raise InputError(Problem(f"training set {text[:200]}", "a URL, and a file of this machine is read", want))
+    return Path(text)
 
 
 def _say(stage: str, sentence: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,6 +57,15 @@ def test_a_page_in_place_of_an_answer_is_an_answer_that_was_lost(client: Callabl
     assert str(caught.value).startswith("AWS ec2 describe_instances: no answer (")
 
 
+def test_a_region_that_nobody_answers_in_is_not_a_wrong_key() -> None:
+    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-esat-1"}
+    client = boto3.client("ec2", endpoint_url="http://127.0.0.1:9", **keys)
+    with pytest.raises(AwsError) as caught:
+        ask(client, "describe_instances")
+    assert caught.value.problems[0].want == "check AWS_DEFAULT_REGION and the network"
+    assert caught.value.may_be_asked_again
+
+
 def test_a_role_that_takes_a_role_hears_of_its_one_hour(client: Callable[[str, int, str], Any]) -> None:
     role = "arn:aws:iam::123456789012:role/lorry-trainer"
     with pytest.raises(Refused) as caught:
@@ -85,3 +95,15 @@ def test_a_missing_right_and_a_quota_of_zero_last_and_want_of_capacity_does_not(
     with pytest.raises(AwsError) as caught:
         ask(client("ec2", 400, body), "describe_instances")
     assert caught.value.lasts is lasts
+
+
+def test_a_store_with_a_quote_in_its_name_makes_no_other_policy() -> None:
+    given = {}
+
+    class Sts:
+        def assume_role(self, **asked: Any) -> dict[str, Any]:
+            given.update(asked)
+            return {"Credentials": {}}
+
+    job_session("role", '{"Resource": "arn:aws:s3:::b/JOB_PREFIX/*"}', 's3://b/jo"bs/job-1', 900, sts=Sts())
+    assert json.loads(given["Policy"]) == {"Resource": 'arn:aws:s3:::b/jo"bs/job-1/*'}

@@ -85,6 +85,7 @@ def test_with_a_front_door_a_machine_gets_a_token_and_no_key() -> None:
         (NODES, {"LORRY_EC2_PLACEMENT_GROUP": ""}, "LORRY_EC2_PLACEMENT_GROUP: not set, and hardware.nodes is 2"),
         ({"deadline_seconds": 90_000}, {}, "deadline: 25.0 h, and the template ends its machines after 24"),
         ({"deadline_seconds": 50_000}, {}, "deadline: 13.9 h, and keys without a front door last 12"),
+        ({"store": "s3://bucket/" + "a" * 245}, {}, "aaa... has 257 characters; at most 256: a shorter prefix"),
         ({}, {"LORRY_TRAINER_ROLE": ""}, "store: a machine would have no key for s3://bucket/clients/acme/jobs"),
     ],
 )
@@ -101,6 +102,11 @@ def test_what_cannot_run_there_is_a_sentence(changes: Any, environment: dict[str
         ({"LORRY_EC2_MARKET": "capacity-block"}, "LORRY_EC2_RESERVATION: capacity-block with reservation none"),
         (BLOCK | {"LORRY_EC2_MARKET": "spot"}, "spot with reservation cr-0123456789abcdef0; its id"),
         ({"LORRY_EC2_MAX_HOURS": "a day"}, "LORRY_EC2_MAX_HOURS: 'a day'; hours, such as 24"),
+        (
+            {"LORRY_SESSION_POLICY": "{nonsense"},
+            "LORRY_SESSION_POLICY: '{nonsense'; the JSON of trainer_session_policy",
+        ),
+        ({"LORRY_SESSION_POLICY": "[]"}, "LORRY_SESSION_POLICY: '[]'; the JSON of"),
     ],
 )
 def test_wrong_settings_are_sentences(environment: dict[str, str], sentence: str) -> None:

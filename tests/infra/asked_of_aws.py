@@ -70,7 +70,8 @@ def rights_of(asked: list[Asked], tags: Json, machine_role: str) -> list[Right]:
 
 def _rights(asked: Asked, tags: Json, machine_role: str) -> list[Right]:
     operation, given = asked.operation, asked.given
-    if operation in _FREE:
+    about_the_caller = given.get("ActionNames") == ["iam:PassRole"]  # answered or not, a launch goes on
+    if operation in _FREE or about_the_caller:
         return []
     if asked.service == "s3":
         return _of_s3(operation, given)
@@ -89,6 +90,7 @@ def _rights(asked: Asked, tags: Json, machine_role: str) -> list[Right]:
         "GetLogEvents": [f"{_LOGS}:{given.get('logGroupName')}:log-stream:{given.get('logStreamName')}"],
         "SimulatePrincipalPolicy": [str(given.get("PolicySourceArn"))],
         "GetRole": [f"arn:aws:iam::{ACCOUNT}:role/{given.get('RoleName')}"],
+        "GetInstanceProfile": [f"arn:aws:iam::{ACCOUNT}:instance-profile/{given.get('InstanceProfileName')}"],
         "GetServiceQuota": [f"arn:aws:servicequotas:{REGION}:{ACCOUNT}:ec2/{given.get('QuotaCode')}"],
         "DescribeImages": [f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/{given.get('repositoryName')}"],
     }

@@ -116,6 +116,7 @@ def test_the_metric_definitions_find_the_figures_in_a_line_of_the_trainer() -> N
             {},
             f"job id: {'a' * 50} has 50 characters; at most 48 on SageMaker; name it with --job",
         ),
+        ({"store": "s3://bucket/" + "a" * 245}, {}, "aaa... has 257 characters; at most 256: a shorter prefix"),
         ({"offer": "local-2"}, {}, "offer: local-2 is no offer of sagemaker; plan the recipe for sagemaker"),
         ({"deadline_seconds": 28 * 86_400}, {}, "limits.max_hours: 672 h; at most 28 days on SageMaker"),
         ({}, {"LORRY_SAGEMAKER_SUBNETS": "subnet-1"}, "LORRY_SAGEMAKER_SECURITY_GROUPS: not set; both or neither"),
@@ -144,11 +145,20 @@ def test_all_reasons_come_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("SPOT", "perhaps"), ("WARM_MINUTES", "361"), ("WARM_MINUTES", "-1"), ("PREFIX", "Lorry")]
+    ("name", "value"),
+    [
+        *[("SPOT", "perhaps"), ("PREFIX", "Lorry")],
+        *[("WARM_MINUTES", value) for value in ("361", "-1")],
+    ],
 )
 def test_a_setting_that_says_nothing_is_refused(name: str, value: str) -> None:
     with pytest.raises(InputError, match=f"LORRY_SAGEMAKER_{name}: '{value}'"):
         read_sagemaker_settings({f"LORRY_SAGEMAKER_{name}": value})
+
+
+def test_a_number_too_long_to_be_one_is_refused_too() -> None:
+    with pytest.raises(InputError, match=f"LORRY_SAGEMAKER_WARM_MINUTES: '{'9' * 40}'; 0 to 360"):
+        read_sagemaker_settings({"LORRY_SAGEMAKER_WARM_MINUTES": "9" * 5000})
 
 
 def test_an_empty_setting_counts_as_not_set() -> None:

@@ -11,7 +11,10 @@ from recipes.errors import InputError
 from recipes.preparation import TrainingSetReport
 from recipes.recipe import Data
 from scripts.check import check, printable
+from scripts.cli import main
 
+WORDS = [["check"], *([verb, "smoke/zero3", "--training-set"] for verb in ("plan", "launch", "run"))]
+WORDS += [["render", "smoke/zero3", "--backend", "local", "--training-set"]]
 FORMS = Path(__file__).parent.parent.parent / "examples" / "forms"
 
 
@@ -101,3 +104,24 @@ def test_a_refused_set_raises_with_its_problems(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "set.csv: a table (CSV); export the training set as JSON Lines: one JSON object per line, saved as UTF-8"
     )
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize(
+    ("url", "steps"),
+    [
+        (
+            "s3://other-account/set.jsonl",
+            ("`aws s3 cp s3://other-account/set.jsonl set.jsonl`", "grant you s3:GetObject"),
+        ),
+        ("https://example.org/set.jsonl", ("`curl --output set.jsonl https://example.org/set.jsonl`",)),
+    ],
+)
+def test_a_url_in_place_of_a_file_is_answered_with_the_command_that_fetches_it(
+    words: list[str], url: str, steps: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, url]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"training set {url}: a URL, and a file of this machine is read; ")
+    assert all(step in said for step in steps)
+    assert len(said.splitlines()) == 1

@@ -139,6 +139,8 @@ resource "aws_iam_policy" "gateway" {
       { Sid = "Key", Effect = "Allow", Action = local._encrypt, Resource = aws_kms_key.this.arn, Condition = local._via_s3 },
       { Sid = "Where", Effect = "Allow", Action = "s3:GetBucketLocation", Resource = local._bucket },
       { Sid = "HandOutJobs", Effect = "Allow", Action = "sts:AssumeRole", Resource = aws_iam_role.trainer.arn },
+      # Asked before a launch (scripts/doctor/template_checks.py).
+      { Sid = "AskOfTrainer", Effect = "Allow", Action = ["iam:GetRole", "iam:SimulatePrincipalPolicy"], Resource = aws_iam_role.trainer.arn },
     ]
   })
 }
