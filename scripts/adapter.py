@@ -33,11 +33,19 @@ _BITS = {
 
 
 def write_manifest(
-    job: Path, spec: LaunchSpec, result: Result, proof: Proof, *, cost_usd: float | None, now: float
+    job: Path,
+    spec: LaunchSpec,
+    result: Result,
+    proof: Proof,
+    *,
+    cost_usd: float | None,
+    now: float,
+    image: str | None = None,
 ) -> Manifest:
     """Writes job/adapter/manifest.json when the trainer finished, the proof passed and the bytes are the proved ones.
 
-    A manifest that stands there already and says the same stays as it is. `now` is seconds since 1970.
+    A manifest that stands there already and says the same stays as it is. `now` is seconds since 1970. image: the one
+    that trained it, where a machine was rented for it.
     Raises VerificationFailed with every reason why there is no adapter to vouch for.
     """
     folder = job / "adapter"
@@ -59,7 +67,7 @@ def write_manifest(
         valid_sha256=spec.valid_sha256,
         versions=result.versions,
         commit=spec.commit,
-        image=spec.image,
+        image=image,
         initial_validation_loss=result.initial_validation_loss,
         final_validation_loss=result.final_validation_loss,
         effect=proof.effect,

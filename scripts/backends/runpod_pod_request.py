@@ -88,7 +88,7 @@ def pod_request(spec: LaunchSpec, settings: PodSettings) -> Json:
         "image": image,
         "args": shlex.join(_command(spec)),
         "disk": disk_gb(spec),
-        "env": _variables(spec, settings),
+        "env": _variables(spec, settings) | {"LORRY_TRAINER_IMAGE": image},
         "ports": [],
     }
     if spec.nodes > 1:

@@ -130,7 +130,7 @@ def training_request(spec: LaunchSpec, settings: SageMakerSettings) -> Json:
         "ResourceConfig": _resources(spec, settings),
         "StoppingCondition": _stopping(spec, settings),
         "EnableManagedSpotTraining": settings.spot,
-        "Environment": _variables(spec, settings),
+        "Environment": _variables(spec, settings, image),
         "Tags": _tags(spec, settings),
     }
     if settings.kms_key:  # of the NVMe: the hardware has its own key, and another is refused
@@ -190,8 +190,9 @@ def _stopping(spec: LaunchSpec, settings: SageMakerSettings) -> Json:
     return {"MaxRuntimeInSeconds": run, "MaxPendingTimeInSeconds": PENDING_SECONDS}
 
 
-def _variables(spec: LaunchSpec, settings: SageMakerSettings) -> dict[str, str]:
+def _variables(spec: LaunchSpec, settings: SageMakerSettings, image: str) -> dict[str, str]:
     own = {"LORRY_STORE": spec.store, "LORRY_JOB": spec.job_id, "AWS_DEFAULT_REGION": settings.region}
+    own |= {"LORRY_TRAINER_IMAGE": image}
     return own | ({"LORRY_MODELS": INPUT} if is_staged(spec) else {})
 
 

@@ -251,7 +251,8 @@ class _Container:
         price = hourly_usd(spec)
         hours = self._book.machine_seconds / 3600
         cost = None if price is None else round(price * hours, 4)
-        write_manifest(self._work, spec, result, proof, cost_usd=cost, now=time.time())
+        image = self._machine.environment.get("LORRY_TRAINER_IMAGE")  # whoever rents a machine says what runs there
+        write_manifest(self._work, spec, result, proof, cost_usd=cost, now=time.time(), image=image)
         self._carry(self.guard.beat_within(DELIVERY_SECONDS))
 
     def _carry(self, tick: Tick) -> None:

@@ -35,6 +35,8 @@ def docker(words: list[str]) -> int:
     lines = Path(given["--env-file"]).read_text().splitlines()
     told = {name: value.replace("/scratch", scratch) for name, value in (line.split("=", 1) for line in lines)}
     kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "AWS_ENDPOINT_URL", "AWS_EC2_METADATA_SERVICE_ENDPOINT")
+    given_apart = [words[at + 1] for at, word in enumerate(words) if word == "--env"]
+    told |= dict(pair.split("=", 1) for pair in given_apart)
     environment = {name: os.environ[name] for name in kept if name in os.environ} | told
     os.execve(sys.executable, [sys.executable, *command[1:]], environment)
 

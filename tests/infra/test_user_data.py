@@ -87,6 +87,7 @@ def test_a_good_start_runs_the_trainer_and_shuts_down(machine):
     run = next(call for call in calls if call.startswith("docker run --rm --gpus all"))
     command = "python -m scripts.container --store s3://b/jobs --job j1 --work /scratch/j1"
     assert run.endswith(f"{VALUES['image']} {command}")
+    assert f"--env LORRY_TRAINER_IMAGE={VALUES['image']} " in run, "the manifest tells which image trained"
     own_folder = f"s3://{VALUES['bucket']}/machines/AROA:i-1/launch.env "
     assert any(own_folder in call for call in calls)
     assert calls[-1] == "shutdown -h now"

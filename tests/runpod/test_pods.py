@@ -19,7 +19,7 @@ from scripts.fake_runpod.server import Fault
 from scripts.job_lock import lock_owner
 from scripts.stop import stop_job
 from scripts.watch import watch
-from tests.runpod.conftest import KEY, Room
+from tests.runpod.conftest import IMAGE, KEY, Room
 
 MakeRoom = Callable[..., Room]
 
@@ -138,6 +138,7 @@ def test_a_container_that_cannot_end_its_pod_holds_and_trains_nothing_again(make
     assert "the job has ended already: completed" in (work / "logs" / "container.log").read_text()
     assert starts(room) == 1
     assert files.manifest is not None
+    assert files.manifest.image == IMAGE
     assert (work / "adapter" / "manifest.json").read_bytes() == before
 
 

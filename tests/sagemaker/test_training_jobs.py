@@ -23,7 +23,7 @@ from scripts.tick import Hands, tick
 from scripts.tick import Room as TickRoom
 from scripts.watch import watch
 from tests.sagemaker.conftest import KEYS, SETTINGS, Room
-from tests.sagemaker.fake_sagemaker import SPOT_SHARE, Fault, Mishap, Pace
+from tests.sagemaker.fake_sagemaker import IMAGE, SPOT_SHARE, Fault, Mishap, Pace
 
 MakeRoom = Callable[..., Room]
 
@@ -105,6 +105,7 @@ def test_an_interruption_of_spot_is_outlived_with_the_checkpoint(make_room: Make
     assert int(second.resumed_from[5:]) >= 5, "what it had done was saved when the machine was taken"
     assert files.manifest is not None
     assert files.container.waited_seconds > 0, "what it waited counts against no limit"
+    assert files.manifest.image == IMAGE
     usd = room.backend.charges(room.store, files)
     assert usd is not None
     assert usd.usd[job.name] <= SPOT_SHARE * job.on_seconds / 3600 * 7.912 + 0.001

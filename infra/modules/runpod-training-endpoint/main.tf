@@ -15,7 +15,7 @@ resource "runpod_serverless_endpoint" "this" {
   image    = var.container.image
   disk     = var.container.disk_gb
   registry = var.container.registry_id
-  env      = merge(var.container.env, local._secret_env, { LORRY_MODELS = "/runpod-volume/models" })
+  env      = merge(var.container.env, local._secret_env, { LORRY_MODELS = "/runpod-volume/models", LORRY_TRAINER_IMAGE = var.container.image })
 
   gpu_pools        = var.gpu.pools
   gpu_count        = var.gpu.count

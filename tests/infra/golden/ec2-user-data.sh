@@ -33,5 +33,5 @@ docker pull --quiet 123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/train
 fabric=()
 [ -e /dev/infiniband ] && fabric=(--device /dev/infiniband --ulimit memlock=-1)
 docker run --rm --gpus all --ipc host --network host "${fabric[@]}" --stop-timeout 110 \
-  --env-file "$LAUNCH" --volume "$SCRATCH:/scratch" \
+  --env-file "$LAUNCH" --env LORRY_TRAINER_IMAGE=123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --volume "$SCRATCH:/scratch" \
   123456789012.dkr.ecr.us-east-1.amazonaws.com/lorry-dev/trainer@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa python -m scripts.container --store "$store" --job "$job" --work "/scratch/$job"
