@@ -21,7 +21,7 @@ from recipes.job import Record
 from scripts.errors import InputError, Problem, ProviderError, VerificationFailed
 from scripts.store import Store, open_store
 
-Deed = Literal["launch", "stop", "evaluate", "override", "promote", "roll back", "delete", "export"]
+Deed = Literal["launch", "stop", "evaluate", "override", "promote", "roll back", "delete", "export", "buy"]
 
 FOLDER = "_audit"
 "No job can have this name."

@@ -1,26 +1,33 @@
 """Capacity Blocks: GPUs of AWS booked for fixed days, paid in full at once. Bought by typed words only.
 
-blocks = find_blocks(client, "p5.48xlarge", nodes=2, hours=48); reservation = buy(client, blocks[0], typed)
+blocks = find_blocks(client, "p5.48xlarge", nodes=2, hours=48); reservation = buy(client, blocks[0], typed, book)
 
 A block cannot be cancelled or moved, and buying has no key that would make two requests one purchase. So nothing here
-buys without the fee typed by a person, and an answer that was lost is looked for and never asked for again.
+buys without the fee typed by a person, and an answer that was lost is looked for and never asked for again. What is
+bought is written into the store before it is asked for, so that the month's ledger knows the fee in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
+from recipes.job import Record
+from scripts.audit import record
 from scripts.backends.aws import AwsError, ask
+from scripts.backends.ec2_api import BLOCK_PRICE_TAG
 from scripts.errors import Conflict, InputError, NotFound, Problem, ProviderError, Refused
+from scripts.store import Store
 
 DAY_HOURS, WEEK_HOURS = 24, 168
 MOST_DAILY_HOURS, MOST_HOURS = 14 * DAY_HOURS, 26 * WEEK_HOURS
 MOST_NODES = 64
 "Of one block: EC2 user guide, Capacity Blocks, read 2026-11."
 OFFERING_TAG = "lorry_offering"
+FOLDER = "_capacity"
+"No job can have this name."
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,50 @@ class Block:
     def words(self) -> str:
         """What a person has to type to buy it."""
         return f"buy {self.offering} for ${self.usd:,.2f}"
+
+
+class Purchase(Record):
+    """_capacity/OFFERING.json. One without a reservation may have been bought, and counts until AWS refused it."""
+
+    format: Literal[1] = 1
+    offering: str
+    reservation: str | None = None
+    refused: str = ""
+    "What AWS said, where it did not sell."
+    instance_type: str
+    zone: str
+    nodes: int
+    hours: int
+    starts: float
+    ends: float
+    usd: float
+    "The fee."
+    bought_at: float
+    who: str
+
+
+@dataclass(frozen=True)
+class Book:
+    """Where purchases are written down, and by whom this one is made. now: seconds since 1970."""
+
+    store: Store
+    who: str
+    now: float
+
+    def note(self, block: Block, **changes: object) -> None:
+        """Writes what is known of a purchase; when and by whom it was made stays as it was written first."""
+        key = f"{FOLDER}/{block.offering}.json"
+        data = self.store.read(key)
+        known = Purchase.model_validate_json(data) if data else None
+        if known is None or known.refused:
+            known = Purchase(**asdict(block), bought_at=self.now, who=self.who)
+        self.store.write(key, known.model_copy(update=changes).model_dump_json(indent=2).encode() + b"\n")
+
+
+def purchases(store: Store) -> list[Purchase]:
+    """Every block that was bought, or may have been, in the order of their offerings."""
+    found = [Purchase.model_validate_json(data) for key in store.keys(FOLDER) if (data := store.read(key))]
+    return [purchase for purchase in found if not purchase.refused]
 
 
 def find_blocks(client: Any, instance_type: str, nodes: int, hours: int) -> list[Block]:
@@ -74,8 +125,9 @@ def block_of(blocks: list[Block], offering: str) -> Block:
     return found
 
 
-def buy(client: Any, block: Block, typed: str) -> str:
-    """Buys the block and returns the id of its reservation. typed: what a person typed, which must be `block.words`.
+def buy(client: Any, block: Block, typed: str, book: Book) -> str:
+    """Buys the block, which is written into the book first, and returns the id of its reservation. typed: what a person
+    typed, which must be `block.words`.
 
     Raises Refused for other words, Conflict when it was bought before, ProviderError when AWS refuses, or when nobody
     knows whether it was bought.
@@ -83,24 +135,26 @@ def buy(client: Any, block: Block, typed: str) -> str:
     if typed.strip() != block.words:
         raise Refused(Problem("capacity", "nothing was bought: these were not the words", f"type: {block.words}"))
     if bought := _bought(client, block):
+        book.note(block, reservation=bought)
         raise Conflict(Problem(f"offering {block.offering}", "it is bought already", f"use reservation {bought}"))
-    tags = [{"Key": OFFERING_TAG, "Value": block.offering}, {"Key": "Name", "Value": "lorry-capacity-block"}]
-    kinds = [{"ResourceType": "capacity-reservation", "Tags": tags}]
+    book.note(block)
+    what = f"${block.usd:,.2f}: {block.nodes} x {block.instance_type} for {block.hours} h"
+    record(book.store, "buy", block.offering, who=book.who, now=book.now, note=what)
     try:
-        given = {
-            "CapacityBlockOfferingId": block.offering,
-            "InstancePlatform": "Linux/UNIX",
-            "TagSpecifications": kinds,
-        }
-        answer = ask(client, "purchase_capacity_block", **given)
+        answer = ask(client, "purchase_capacity_block", **_order(block))
+        reservation = str(answer["CapacityReservation"]["CapacityReservationId"])
     except AwsError as error:
         if not error.maybe_done:
+            book.note(block, refused=error.problems[0].got)
             raise
-        if bought := _bought(client, block):
-            return bought
-        step = "look in the EC2 console under Capacity Reservations before you buy again: a block cannot be given back"
-        raise ProviderError(Problem("capacity", "no answer; it may have been bought", step)) from None
-    return str(answer["CapacityReservation"]["CapacityReservationId"])
+        if (bought := _bought(client, block)) is None:
+            step = (
+                "look in the EC2 console under Capacity Reservations before you buy again: a block is never given back"
+            )
+            raise ProviderError(Problem("capacity", "no answer; it may have been bought", step)) from None
+        reservation = bought
+    book.note(block, reservation=reservation)
+    return reservation
 
 
 def blocks_text(blocks: list[Block], now: float) -> str:
@@ -130,6 +184,18 @@ def _require_sold(nodes: int, hours: int) -> None:
         problems.append(Problem("--nodes", str(nodes), f"1 to {MOST_NODES}"))
     if problems:
         raise InputError(*problems)
+
+
+def _order(block: Block) -> dict[str, Any]:
+    """The arguments of PurchaseCapacityBlock. Its tags find the block again, and say what its machines cost."""
+    tags = {OFFERING_TAG: block.offering, "Name": "lorry-capacity-block"}
+    tags[BLOCK_PRICE_TAG] = f"{block.usd_per_node_hour:.6f}"
+    listed = [{"Key": key, "Value": value} for key, value in tags.items()]
+    return {
+        "CapacityBlockOfferingId": block.offering,
+        "InstancePlatform": "Linux/UNIX",
+        "TagSpecifications": [{"ResourceType": "capacity-reservation", "Tags": listed}],
+    }
 
 
 def _bought(client: Any, block: Block) -> str | None:

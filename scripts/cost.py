@@ -52,6 +52,8 @@ class Settlement(Record):
     ended_at: float
     settled_at: float
     is_final: bool
+    prepaid: str = ""
+    "The Capacity Block that it ran in: `usd` is its share of a fee that was paid before."
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def settlement_of(files: JobFiles, state: JobState, charges: Charges | None, now
         ended_at=over,
         settled_at=now,
         is_final=is_closed,
+        prepaid=str(submission.handle.get("prepaid", "")),
     )
 
 
@@ -133,16 +136,17 @@ def pod_bill(api: RunpodApi, store: Store, files: JobFiles) -> Charges | None:
 def spent_this_month(settlements: Iterable[Settlement], quotes: Iterable[Quote], now: float) -> float:
     """USD of the jobs submitted in the month (UTC) of `now`: what was settled, and for the others what they may cost.
 
-    A job with a final settlement counts by that; with one that is not final, by the greater of both figures. Pure.
+    A job with a final settlement counts by that; with one that is not final, by the greater of both figures. One in a
+    Capacity Block counts as nothing: the fee is counted where it was paid. Pure.
     """
     settled = {s.job_id: s for s in settlements}
     at = {q.job_id: q.at for q in quotes} | {s.job_id: s.submitted_at for s in settled.values()}
     open_usd = {q.job_id: q.usd for q in quotes}
     total = 0.0
     for job_id, submitted_at in at.items():
-        if _month(submitted_at) != _month(now):
-            continue
         settlement, quoted = settled.get(job_id), open_usd.get(job_id, 0.0)
+        if not is_same_month(submitted_at, now) or (settlement is not None and settlement.prepaid):
+            continue
         if settlement is None:
             total += quoted
         else:
@@ -158,8 +162,14 @@ def ledger(store: Store, ids: Iterable[str]) -> tuple[list[Settlement], list[Quo
         if settlement is not None:
             settlements.append(settlement)
         if files.launch is not None and files.submission is not None:
-            quotes.append(Quote(files.job_id, files.submission.submitted_at, files.launch.cap_usd))
+            usd = 0.0 if files.submission.handle.get("prepaid") else files.launch.cap_usd
+            quotes.append(Quote(files.job_id, files.submission.submitted_at, usd))
     return settlements, quotes
+
+
+def is_same_month(one: float, other: float) -> bool:
+    """Whether two moments, in seconds since 1970, are in one month (UTC)."""
+    return _month(one) == _month(other)
 
 
 def _month(at: float) -> tuple[int, int]:

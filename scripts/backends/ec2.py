@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -93,7 +94,9 @@ class Ec2Backend:
             group = self._only_group(spec, claims)
             return self._known(spec, claims, newest, group) if group else self._unseen(spec, newest)
 
-        return ask_once(claims, found, lambda mine: self._ask(spec, request, claims, mine), self._sleep)
+        handle = ask_once(claims, found, lambda mine: self._ask(spec, request, claims, mine), self._sleep)
+        in_block = self._settings.market == "capacity-block"
+        return handle | ({"prepaid": self._settings.reservation} if in_block else {})
 
     def observe(self, handle: Handle) -> Observation:
         """What EC2 says. Machines of which one is of no use any more are ended here, and count as gone."""
@@ -270,6 +273,10 @@ class Ec2Backend:
         catalog = load_catalog()
         types = sorted({offer.provider_type for _, offer in suitable(spec, catalog)})
         offered, subnets = self._ec2.offered(types), self._ec2.subnets(self._settings.subnets)
+        if self._settings.market == "capacity-block":
+            usd = self._ec2.block_usd(self._settings.reservation)
+            places = choose_places(spec, catalog, subnets, offered)
+            return places if usd is None else [replace(place, usd_per_hour=usd) for place in places]
         if self._settings.market != "spot":
             return choose_places(spec, catalog, subnets, offered)
         prices, scores = self._ec2.spot(types, self._now()), self._ec2.scores(types, spec.nodes, subnets)

@@ -14,6 +14,8 @@ from scripts.backends.ec2_places import Pool, spot_prices
 Json = dict[str, Any]
 COSTS = ("pending", "running", "stopping", "stopped")
 "States in which a machine or its disk is charged for."
+BLOCK_PRICE_TAG = "lorry_usd_per_hour"
+"On the reservation of a Capacity Block: what an hour of one machine comes to, by its fee."
 
 
 class Ec2Api:
@@ -79,6 +81,13 @@ class Ec2Api:
             zones = ((names.get(str(row["AvailabilityZoneId"])), int(row["Score"])) for row in rows)
             found |= {(kind, zone): score for zone, score in zones if zone}
         return found
+
+    def block_usd(self, reservation: str) -> float | None:
+        """What an hour of one machine in our Capacity Block comes to; None where it does not say, as one that was
+        bought elsewhere."""
+        rows = ask(self._client, "describe_capacity_reservations", CapacityReservationIds=[reservation])
+        tags = {tag["Key"]: tag["Value"] for row in rows["CapacityReservations"] for tag in row.get("Tags", ())}
+        return float(tags[BLOCK_PRICE_TAG]) if BLOCK_PRICE_TAG in tags else None
 
     def end(self, ids: Sequence[str]) -> None:
         """Terminates machines; no error for those that are gone."""

@@ -154,6 +154,8 @@ def _launch(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.json:
         print_record(submission)
     else:
+        if block := submission.handle.get("prepaid"):
+            print(f"prepaid   in Capacity Block {block}")
         print(f"launched  {job.spec.job_id}\nfollow it with `lorry watch {job.spec.job_id}`")
     return 0
 

@@ -147,24 +147,30 @@ def _job_cost(arguments: argparse.Namespace, settings: Settings) -> int:
     print(f"{'quoted':<14} at most ${files.launch.quote_usd:.2f}")
     print(f"{'cap':<14} ${files.launch.cap_usd:.2f}")
     print(f"{said:<14} " + ("not known" if usd is None else f"${usd:.2f}"))
+    if (submission := files.submission) is not None and (block := submission.handle.get("prepaid")):
+        print(f"{'prepaid':<14} in Capacity Block {block}: paid with its fee, which is in the ledger of its month")
     if settlement is not None and not settlement.is_final:
         print("the bill is not closed yet; ask again in a few hours")
     return 0
 
 
 def _month_cost(arguments: argparse.Namespace, settings: Settings) -> int:
-    from scripts.cost import ledger, spent_this_month
+    from scripts.capacity import purchases
+    from scripts.cost import is_same_month, ledger, spent_this_month
     from scripts.rooms import open_rooms
 
     now, totals = time.time(), {}
     for room in open_rooms(os.environ, settings.store):
         totals[room.store.url] = spent_this_month(*ledger(room.store, job_ids(room.store)), now)
+    for block in purchases(open_store(settings.store)):
+        if is_same_month(block.bought_at, now):
+            totals[f"Capacity Block {block.reservation or block.offering}"] = block.usd
     if arguments.json:
         print(json.dumps(totals, indent=2))
     else:
         for url, usd in totals.items():
             print(f"${usd:>10,.2f}  {url}")
-        print("spent this month (UTC); a job that is not settled counts with its cap")
+        print("spent this month (UTC); an unsettled job counts with its cap, one in a Capacity Block with its fee")
     return 0
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
 
 from recipes.recipe import Recipe
-from scripts.cli.command import Command, add_json
+from scripts.cli.command import Command, actor, add_json
 from scripts.settings import Settings
 
 
@@ -28,7 +29,8 @@ def _capacity_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _capacity(arguments: argparse.Namespace, settings: Settings) -> int:
     from scripts.backends.aws import aws_client
-    from scripts.capacity import block_of, blocks_text, buy, find_blocks
+    from scripts.capacity import Book, block_of, blocks_text, buy, find_blocks
+    from scripts.store import open_store
 
     client = aws_client("ec2")
     blocks = find_blocks(client, arguments.type, arguments.nodes, arguments.hours)
@@ -36,7 +38,8 @@ def _capacity(arguments: argparse.Namespace, settings: Settings) -> int:
         block = block_of(blocks, arguments.buy)
         print(blocks_text([block], time.time()), end="", file=sys.stderr)
         print(f"To buy it, type: {block.words}", file=sys.stderr, flush=True)
-        reservation = buy(client, block, sys.stdin.readline())
+        book = Book(open_store(settings.store), actor(os.environ), time.time())
+        reservation = buy(client, block, sys.stdin.readline(), book)
         about = {"LORRY_EC2_MARKET": "capacity-block", "LORRY_EC2_RESERVATION": reservation}
         print(json.dumps(about) if arguments.json else "\n".join(f"{k}={v}" for k, v in about.items()))
     elif arguments.json:
