@@ -58,8 +58,10 @@ def job_session(
             want = "launch with keys of an IAM user, or through a front door, which renews them; or plan at most 1 hour"
             raise Refused(Problem("credentials", got, want)) from None
         kind = said.get("Code", "") if said else type(error).__name__
-        is_denied = kind in ("AccessDenied", "InvalidIdentityToken")
-        want = "apply the AWS room again: its trainer's role must let this caller in" if is_denied else "try again"
+        want = "try again"
+        if kind in ("AccessDenied", "InvalidIdentityToken"):
+            want = "name this caller in gateway_principals of the AWS room, or launch by GitHub"
+            want = "apply the AWS room with this repository as `github`" if token else want
         raise ProviderError(Problem("credentials", f"AWS refused the session ({kind})", want)) from None
     keys: Mapping[str, Any] = given["Credentials"]
     return keys

@@ -12,13 +12,14 @@ import boto3
 import pytest
 
 from scripts.backends.aws import AwsError, ask
-from scripts.errors import Refused
+from scripts.errors import ProviderError, Refused
 from scripts.job_session import job_session
 
 CHAINED = (
     "<ErrorResponse><Error><Type>Sender</Type><Code>ValidationError</Code><Message>The requested DurationSeconds "
     "exceeds the 1 hour session limit for roles assumed by role chaining</Message></Error></ErrorResponse>"
 )
+DENIED = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
 
 
 @pytest.fixture
@@ -107,3 +108,17 @@ def test_a_store_with_a_quote_in_its_name_makes_no_other_policy() -> None:
 
     job_session("role", '{"Resource": "arn:aws:s3:::b/JOB_PREFIX/*"}', 's3://b/jo"bs/job-1', 900, sts=Sts())
     assert json.loads(given["Policy"]) == {"Resource": 'arn:aws:s3:::b/jo"bs/job-1/*'}
+
+
+def test_a_caller_that_the_trainers_role_does_not_know_hears_where_to_name_it(
+    client: Callable[[str, int, str], Any], github: dict[str, str]
+) -> None:
+    role = "arn:aws:iam::123456789012:role/lorry-trainer"
+    with pytest.raises(ProviderError) as caught:
+        job_session(role, "{}", "s3://bucket/jobs/job-1", 3600, sts=client("sts", 403, DENIED))
+    assert str(caught.value) == (
+        "credentials: AWS refused the session (AccessDenied); name this caller in gateway_principals of the AWS room, "
+        "or launch by GitHub"
+    )
+    with pytest.raises(ProviderError, match="apply the AWS room with this repository as `github`"):
+        job_session(role, "{}", "s3://bucket/jobs/job-1", 3600, github, client("sts", 403, DENIED))
