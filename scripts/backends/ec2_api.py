@@ -48,8 +48,9 @@ class Ec2Api:
         return list(ask(self._client, "describe_volumes", Filters=[{"Name": "tag-key", "Values": [key]}])["Volumes"])
 
     def console(self, instance: str) -> list[str]:
-        """The last 64 KB of what a machine wrote to its console."""
-        return str(ask(self._client, "get_console_output", InstanceId=instance).get("Output") or "").splitlines()
+        """The last 64 KB of what a machine wrote to its console, now and not as it was at its start."""
+        said = ask(self._client, "get_console_output", InstanceId=instance, Latest=True)
+        return str(said.get("Output") or "").splitlines()
 
     def offered(self, types: Sequence[str]) -> set[Pool]:
         """In which zones of the region there is which type."""
@@ -74,6 +75,7 @@ class Ec2Api:
         found: dict[Pool, int] = {}
         for kind in types:
             given: Json = {"InstanceTypes": [kind], "TargetCapacity": nodes, "SingleAvailabilityZone": True}
+            given["RegionNames"] = [self.region]  # otherwise the ten best zones of all regions
             try:
                 rows = ask(self._client, "get_spot_placement_scores", **given)["SpotPlacementScores"]
             except AwsError:

@@ -65,7 +65,7 @@ def choose_places(
     known = scores or {}
 
     def order(place: Place) -> tuple[bool, float, bool, str, str]:
-        unlikely = known.get((place.instance_type, place.zone), 10) < LIKELY_SCORE
+        unlikely = known.get((place.instance_type, place.zone), 0) < LIKELY_SCORE  # AWS names the best, not all
         return unlikely, place.usd_per_hour, place.offer != spec.offer, place.zone, place.instance_type
 
     return sorted(found, key=order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from botocore.validate import ParamValidator
@@ -13,7 +13,7 @@ from botocore.validate import ParamValidator
 from recipes.catalog import load_catalog
 from recipes.load import LoadedRecipe, load_recipe, recipe_names, recipe_sha256
 from scripts.backends.ec2_places import Place, choose_places, spot_prices
-from scripts.backends.ec2_request import ec2_request, key_variables, launch_file, placed, read_ec2_settings
+from scripts.backends.ec2_request import Market, ec2_request, key_variables, launch_file, placed, read_ec2_settings
 from scripts.errors import InputError, ProviderError, Refused
 from scripts.plan import make_plan
 from scripts.render import render
@@ -67,6 +67,15 @@ def test_each_of_two_nodes_is_told_its_rank_and_where_the_first_one_is() -> None
     ]
     assert told[0]["LORRY_MODELS_FROM"] == "s3://bucket/models"
     assert "NODES" not in launch_file(ec2_spec(), settings, 1, keys, 0, ["10.0.0.4"])
+
+
+@pytest.mark.parametrize("market", get_args(Market))
+@pytest.mark.parametrize("nodes", [{}, NODES])
+def test_the_request_alone_says_where_machines_stand_close_together(market: str, nodes: Any) -> None:
+    reserved = BLOCK["LORRY_EC2_RESERVATION"] if market in ("reservation", "capacity-block") else ""
+    asked = ec2_request(ec2_spec(**nodes), settings_of(LORRY_EC2_MARKET=market, LORRY_EC2_RESERVATION=reserved))
+    group = {"GroupName": "lorry-trainer"} if nodes and market != "capacity-block" else None
+    assert asked.get("Placement") == group
 
 
 def test_with_a_front_door_a_machine_gets_a_token_and_no_key() -> None:

@@ -61,6 +61,7 @@ def test_a_machine_is_rented_watched_and_ended(room: Room) -> None:
     assert (owned.job_id, owned.handle["store"], owned.phase) == ("job-1", room.store, "running")
     assert owned.handle["deadline"] == pytest.approx(room.clock.now() + 3600 - BOOT_SECONDS - 1, abs=2)
     assert list(backend.logs(handle)) == [f"{instance}: hello", f"{instance}: from a machine"]
+    assert room.asked("get_console_output") == [{"InstanceId": instance, "Latest": True}]
     backend.stop(handle)
     backend.stop(handle)
     seen = backend.observe(handle)
@@ -179,6 +180,13 @@ def test_spot_is_asked_for_at_the_price_of_the_quote_at_most(room: Room) -> None
     assert (handle["zone"], handle["usd_per_hour"]) == ("us-east-1b", 2.0)
     (asked,) = room.asked("run_instances")
     assert asked["InstanceMarketOptions"]["SpotOptions"]["MaxPrice"] == "6.8800"
+
+
+def test_spot_pools_are_scored_in_this_region_and_one_without_a_score_comes_after_a_good_one(room: Room) -> None:
+    room.account.spot_usd = {("p5.4xlarge", "us-east-1a"): 2.5, ("p5.4xlarge", "us-east-1b"): 2.0}
+    room.account.scores = {"use1-az1": 9}
+    assert room.submit(LORRY_EC2_MARKET="spot")["zone"] == "us-east-1a"
+    assert {tuple(asked["RegionNames"]) for asked in room.asked("get_spot_placement_scores")} == {("us-east-1",)}
 
 
 def test_a_spot_machine_that_is_taken_back_says_so_and_the_next_launch_rents_another(room: Room) -> None:

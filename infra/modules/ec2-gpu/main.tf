@@ -58,6 +58,7 @@ resource "aws_vpc_security_group_ingress_rule" "nodes" {
   tags                         = local._tags
 }
 
+# The launcher's request names it where it is wanted: one machine needs none, and a Capacity Block allows none.
 resource "aws_placement_group" "this" {
   count = var.cluster.placement_group ? 1 : 0
 
@@ -131,14 +132,6 @@ resource "aws_launch_template" "this" {
       subnet_id             = var.network.subnet_ids[0]
       security_groups       = [aws_security_group.machine.id]
       delete_on_termination = true
-    }
-  }
-
-  dynamic "placement" {
-    for_each = aws_placement_group.this
-
-    content {
-      group_name = placement.value.name
     }
   }
 

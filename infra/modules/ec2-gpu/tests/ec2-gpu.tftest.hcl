@@ -61,6 +61,10 @@ run "cluster_correct" {
     condition     = length(aws_placement_group.this) == 1
     error_message = "The group was asked for."
   }
+  assert {
+    condition     = length(aws_launch_template.this.placement) == 0
+    error_message = "A machine of a Capacity Block from this template must be in no group."
+  }
 }
 
 run "cluster_incorrect" {
