@@ -50,8 +50,9 @@ def forgotten(
 
 
 def _pod(pod: Json, owned: Container[str]) -> Forgotten | None:
-    name, status = f"Pod {pod.get('name')} ({pod.get('id')})", pod.get("status")
-    if status in _OFF:
+    """Also of a cluster, of which some Pods may be off while others cost."""
+    name, status = f"{'cluster' if 'compute' in pod else 'Pod'} {pod.get('name')} ({pod.get('id')})", pod.get("status")
+    if status in _OFF and not pod.get("cost"):
         disk_gb = ((pod.get("mounts") or {}).get("persistent") or {}).get("size") or 0
         return Forgotten(name, f"it is {status}; its disk of {disk_gb} GB is kept", disk_gb * EXITED_DISK_USD_PER_GB)
     if status == "TERMINATED" or pod.get("id") in owned:

@@ -16,15 +16,18 @@ from scripts.backends.runpod_api import RunpodApi
 Json = dict[str, Any]
 Key = Literal["pod", "cluster"]
 
-ENDED = ("EXITED", "ERROR")
-"They do nothing any more, but their disk is charged."
+ENDED = ("EXITED", "ERROR", "TERMINATED")
+"They do nothing any more; the disk of the first two is charged."
 _WORST_FIRST = (*ENDED, "PROVISIONING", "STARTING", "RUNNING")
 "The status of a cluster is the first of these that one of its Pods has."
+QUEUE_SECONDS = 1200.0
+"How long a Pod may take to run: an image of 10 GB is pulled in 4-5 minutes; a machine that needs 20 is stuck."
 
 
 class Machines(Protocol):
-    """One of the two things a job may rent. A row has id, name, status, createdAt, cost, env, gpu and dataCenterId, all
-    as REST v2 has them for a Pod; a cluster's cost is that of all its Pods."""
+    """One of the two things a job may rent. A row has id, name, status, createdAt, startedAt, cost, env, gpu and
+    dataCenterId, all as REST v2 has them for a Pod; a cluster's cost is that of all its Pods, and `missing` is how many
+    it lacks."""
 
     key: Key
     "Under which name a handle keeps the id."
@@ -99,7 +102,8 @@ class Clusters:
         return self._whole(row) if row is not None else None
 
     def create(self, body: Json) -> Json:
-        return self._whole(self._api.create("clusters", body))
+        """Its Pods are not asked for here: a failure to see them must not look like a failure to rent them."""
+        return as_one_pod(self._api.create("clusters", body), [])
 
     def delete(self, machine_id: str) -> None:
         self._api.delete("clusters", machine_id)
@@ -125,21 +129,36 @@ def as_one_pod(cluster: Mapping[str, Any], pods: Sequence[Json]) -> Json:
     """A cluster with its Pods in the form of one Pod. Pure.
 
     It runs when all its Pods do, and has ended when one has: the others cannot go on without it. While Pods are
-    missing it provisions.
+    missing it provisions. A status that we do not know counts as one on the way.
     """
-    there = [pod for pod in pods if pod["status"] != "TERMINATED"]
-    statuses = [str(pod["status"]) for pod in there]
-    if len(there) < int(cluster["compute"]["podCount"]):
-        statuses.append("PROVISIONING")
-    first: Json = there[0] if there else {}
+    statuses = [str(pod["status"]) if pod["status"] in _WORST_FIRST else "PROVISIONING" for pod in pods]
+    missing = int(cluster["compute"]["podCount"]) - len(pods)
+    first: Json = pods[0] if pods else {}
+    started = [str(pod.get("startedAt") or "") for pod in pods]
     return {
         "id": cluster["id"],
         "name": cluster["name"],
-        "status": min(statuses, key=_WORST_FIRST.index),
+        "compute": cluster["compute"],
+        "status": min([*statuses, *(["PROVISIONING"] if missing > 0 else [])], key=_WORST_FIRST.index),
         "createdAt": cluster["createdAt"],
-        "cost": sum(float(pod["cost"]) for pod in there),
+        "startedAt": max(started) if started and all(started) else None,
+        "missing": missing,
+        "cost": sum(float(pod["cost"]) for pod in pods),
         "env": first.get("env") or {},
         "mounts": first.get("mounts") or {},
         "gpu": {"id": cluster["compute"]["gpuTypeId"], "count": cluster["compute"]["gpuCountPerPod"]},
         "dataCenterId": cluster.get("dataCenterId") or first.get("dataCenterId"),
     }
+
+
+def useless(row: Mapping[str, Any], run_by: float, now: float) -> str | None:
+    """Why this Pod or cluster will not do its job any more; None while it may. Pure.
+
+    run_by: unix seconds by which it must run for the first time. One that ran and is started again may take its time:
+    whether such a Pod shows RUNNING meanwhile is not known.
+    """
+    if row["status"] in ENDED:
+        return f"it is {row['status']}"
+    if row["status"] != "RUNNING" and not row.get("startedAt") and now > run_by:
+        return f"it was still {row['status']} after {QUEUE_SECONDS / 60:.0f} minutes"
+    return None

@@ -20,7 +20,7 @@ from scripts.backends.base import Handle, LiveOffer, Observation, Owned, Phase, 
 from scripts.backends.claims import ask_once
 from scripts.backends.runpod_api import BASE_URL, RunpodApi
 from scripts.backends.runpod_errors import RunpodError
-from scripts.backends.runpod_machines import ENDED, Clusters, Machines, Pods, cluster_name, machines_of
+from scripts.backends.runpod_machines import QUEUE_SECONDS, Clusters, Machines, Pods, cluster_name, machines_of, useless
 from scripts.backends.runpod_offers import CENT, Candidate, choose, live_offers
 from scripts.backends.runpod_pod_claims import PodClaim, PodClaims
 from scripts.backends.runpod_pod_request import PodSettings, placed, pod_request, read_pod_settings
@@ -29,8 +29,6 @@ from scripts.job_token import machine_token
 from scripts.store import open_store
 
 Json = dict[str, Any]
-QUEUE_SECONDS = 1200.0
-"How long a Pod may take to run: an image of 10 GB is pulled in 4-5 minutes; a machine that needs 20 is stuck."
 _PHASES: dict[str, Phase] = {"PROVISIONING": "waiting", "STARTING": "waiting", "RUNNING": "running"}
 _CREATE_TRIES = 3
 _LOOKS = (1.0, 3.0, 8.0)  # seconds before each look for a Pod whose create was not answered
@@ -78,16 +76,15 @@ class RunpodPodBackend:
         """What Runpod says. A Pod that is of no use any more is terminated here, and counts as gone."""
         machines = machines_of(self._api, handle)
         machine_id = str(handle.get(machines.key, ""))
-        row = machines.read(machine_id) if machine_id else None
-        why = useless(
-            row, float(handle.get("run_by", 0.0)), self._now(), float(handle.get("most_usd_per_hour", math.inf))
-        )
         said = f"{machines.key.capitalize()} {machine_id}"
-        if row is None or why is None:
-            status = str(row["status"]) if row else ""
-            return Observation(_PHASES.get(status, "gone"), f"{said}: {why or status}")
+        row = machines.read(machine_id) if machine_id else None
+        if row is None:
+            return Observation("gone", f"{said}: it is gone")
+        why = self._why_end(machines, handle, row)
+        if why is None:
+            return Observation(_PHASES.get(str(row["status"]), "gone"), f"{said}: {row['status']}")
         machines.delete(machine_id)
-        return Observation("gone", f"{said}: {why}")
+        return Observation("gone", f"{said}: {why}; it was terminated")
 
     def logs(self, handle: Handle) -> Iterator[str]:
         """What the container and the platform said."""
@@ -104,8 +101,12 @@ class RunpodPodBackend:
 
     def owned(self) -> list[Owned]:
         """Pods and clusters with our name, our job in their variables and our deadline: what has all three is ours."""
-        kinds: tuple[Machines, ...] = (Pods(self._api), Clusters(self._api))
-        shown = [_owned(machines, row) for machines in kinds for row in machines.listed()]
+        shown = [_owned(Pods(self._api), row) for row in Pods(self._api).listed()]
+        try:
+            shown += [_owned(Clusters(self._api), row) for row in Clusters(self._api).listed()]
+        except RunpodError as error:
+            if error.status not in (403, 404):  # an account or a key without clusters has none
+                raise
         return [one for one in shown if one is not None]
 
     @cached_property
@@ -116,6 +117,19 @@ class RunpodPodBackend:
     def _api(self) -> RunpodApi:
         base = self._environment.get("RUNPOD_API_BASE_URL") or BASE_URL
         return RunpodApi(self._environment.get("RUNPOD_API_KEY", ""), base, sleep=self._sleep)
+
+    def _why_end(self, machines: Machines, handle: Handle, row: Json) -> str | None:
+        """Why this Pod or cluster must go now; None while it may stay."""
+        run_by, most_usd = float(handle.get("run_by", 0.0)), float(handle.get("most_usd_per_hour", math.inf))
+        if why := useless(row, run_by, self._now()):
+            return why
+        if row["cost"] > most_usd + CENT:
+            return f"it costs ${row['cost']:.2f} an hour instead of ${most_usd:.2f}"
+        if row.get("missing", 0) <= 0 or self._now() <= run_by:
+            return None
+        self._sleep(_LOOKS[-1])  # one answer that leaves out a Pod is no proof that it is gone
+        again = machines.read(str(row["id"]))
+        return f"it has lost {again['missing']} of its Pods" if again and again.get("missing", 0) > 0 else None
 
     def _ask(self, spec: LaunchSpec, request: Mapping[str, Any], claims: PodClaims, claim: PodClaim) -> dict[str, Any]:
         """Goes through the candidates; whatever comes of it stands in the claim."""
@@ -158,24 +172,33 @@ class RunpodPodBackend:
             claim = claims.write(claim, gpu=candidate.gpu, datacenter=candidate.datacenter)
             try:
                 pod = machines_of(self._api, spec).create(body)
-                return self._only_one(spec, claims) or pod  # two launchers that met here keep the same one
             except RunpodError as error:
                 if not error.maybe_done:
                     raise
                 failure = error
+            else:  # two launchers that met here keep the same one
+                return self._seen(spec, claims) or pod
             for seconds in _LOOKS:
                 self._sleep(seconds)
-                if found := self._only_one(spec, claims):
+                if found := self._seen(spec, claims):
                     return found
         assert failure is not None
         raise failure
+
+    def _seen(self, spec: LaunchSpec, claims: PodClaims) -> Json | None:
+        """The same after a create: a look that fails must not lead to another create elsewhere."""
+        try:
+            return self._only_one(spec, claims)
+        except RunpodError:
+            return None
 
     def _only_one(self, spec: LaunchSpec, claims: PodClaims) -> Json | None:
         """The Pod or cluster of this job: the oldest that lives. All others of the job are terminated."""
         machines = machines_of(self._api, spec)
         rows = [row for row in machines.listed() if machines.is_of(row, spec)]
-        rows.sort(key=lambda row: (row["status"] in ENDED, row["createdAt"], row["id"]))
-        kept = rows[0] if rows and rows[0]["status"] not in ENDED else None
+        rows.sort(key=lambda row: (row["createdAt"], row["id"]))
+        now = self._now()
+        kept = next((r for r in rows if useless(r, _seconds(r["createdAt"]) + QUEUE_SECONDS, now) is None), None)
         for row in rows:
             if row is not kept:
                 claims.note_double(row["id"])
@@ -186,7 +209,7 @@ class RunpodPodBackend:
         """The handle of a Pod or cluster, with the claim it came from completed."""
         created_at = _seconds(pod["createdAt"])
         gpu, place = str((pod.get("gpu") or {}).get("id", "")), str(pod.get("dataCenterId") or "")
-        usd = float(pod["cost"]) or quoted_usd(spec)
+        usd = float(pod["cost"]) if spec.nodes == 1 else max(float(pod["cost"]), quoted_usd(spec))
         about = {"gpu": gpu, "datacenter": place, "usd_per_hour": usd, "created_at": created_at}
         if claim is not None and claim.pod is None:
             claims.write(claim, pod=pod["id"], given_up="", **about)
@@ -228,22 +251,6 @@ class RunpodPodBackend:
     def _token(self, spec: LaunchSpec, deadline: int) -> str:
         settings = self._settings
         return machine_token(spec.store, spec.job_id, deadline, settings.token_secret) if settings.front_door else ""
-
-
-def useless(pod: Mapping[str, Any] | None, run_by: float, now: float, most_usd_per_hour: float) -> str | None:
-    """Why this Pod will not do its job any more, or not at its price; None while it may. Pure.
-
-    pod: as Runpod shows it, None when there is none. run_by: unix seconds by which it must run.
-    """
-    if pod is None or pod["status"] == "TERMINATED":
-        return "it is gone"
-    if pod["status"] in ENDED:
-        return f"it is {pod['status']}; it was terminated"
-    if pod["status"] != "RUNNING" and now > run_by:
-        return f"it was still {pod['status']} after {QUEUE_SECONDS / 60:.0f} minutes; it was terminated"
-    if float(pod["cost"]) > most_usd_per_hour + CENT:
-        return f"it costs ${pod['cost']:.2f} an hour instead of ${most_usd_per_hour:.2f}; it was terminated"
-    return None
 
 
 def quoted_usd(spec: LaunchSpec) -> float:

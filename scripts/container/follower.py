@@ -21,10 +21,10 @@ from recipes.job import ContainerState, LaunchSpec, NodeFailure, read_record
 from scripts.container.fetch_model import fetch_model
 from scripts.container.interruption import watch_interruption
 from scripts.container.node_words import say
-from scripts.container.pod_end import INTERRUPTED
+from scripts.container.pod_end import INTERRUPTED, START_SECONDS
 from scripts.container.supervisor import end_leftovers, start_child, tail, watch_child
 from scripts.container.verdict import End, Halt, explain_death
-from scripts.errors import LorryError, NotFound, Problem
+from scripts.errors import LorryError, NotFound, Problem, ProviderError
 from scripts.job_folder import download_folder
 from scripts.machine import Machine, Run, trainer_environment, trains_on_cpu
 from scripts.models import making_commands, recipe_folder, recipe_problem
@@ -75,7 +75,7 @@ class _Follower:
 
     def _take_part(self) -> int:
         """Attempt after attempt. Raises LorryError and OSError."""
-        spec = self._fetched()
+        spec = self._fetched_in_time()
         self._deadline = min(time.time() + spec.deadline_seconds, self._machine.ends_at)
         models, recipe = self._machine.models, spec.recipe
         fetch_model(self._machine.models_from, models, recipe)
@@ -138,6 +138,18 @@ class _Follower:
         """The attempt that node 0 runs now; 0 when it runs none."""
         attempts = self._leader.attempts if self._leader else ()
         return attempts[-1].number if attempts and attempts[-1].ended_at is None else 0
+
+    def _fetched_in_time(self) -> LaunchSpec:
+        """A store that is silent at the start is asked again: the word of this node would be the end of the job."""
+        give_up = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return self._fetched()
+            except ProviderError as error:
+                if time.monotonic() > give_up or self._halt():
+                    raise
+                _say(f"node {self._node.rank}: {error}")
+                time.sleep(self._machine.timing.contact)
 
     def _fetched(self) -> LaunchSpec:
         job, store = self._machine.job_id, self._machine.store

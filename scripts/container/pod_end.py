@@ -26,8 +26,8 @@ from scripts.errors import Conflict, InputError, LorryError, Problem, ProviderEr
 INTERRUPTED = 128 + signal.SIGTERM
 "Exit code of a container whose machine was told to end before the job was over."
 START_SECONDS = 600.0
-FOLLOWERS_WAIT_SECONDS = 300.0
-"So long node 0 has to end the cluster, when another node thinks that there is no more to do."
+FOLLOWERS_WAIT_SECONDS = 1200.0
+"So long node 0 has to bring all home (900 s) and to end the cluster, when another node sees no more to do."
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 15.0, 300.0
 _IN_A_CLUSTER = 409
 _UNFILLED = "{{"
@@ -111,9 +111,12 @@ class PodEnd:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on nothing is lost by dying
         if self.follows:
             self.sleep(FOLLOWERS_WAIT_SECONDS)
+        is_first = True
         for pause in _pauses():
-            if not self._through_runpod():
+            # Who is still here after a pause was not ended, whatever the answer was: a key may see no cluster at all.
+            if not self._through_runpod() or not is_first:
                 self._through_front_door()
+            is_first = False
             self.sleep(pause)
 
     def _through_runpod(self) -> bool:

@@ -88,6 +88,8 @@ class Host:
     provisioning_seconds: float = 0.0
     starting_seconds: float = 0.0
     restart_seconds: float = 0.2
+    shows_restarts: bool = False
+    "Whether a Pod shows STARTING while its container is started again; the contract does not say."
     mishaps: list[Mishap] = field(default_factory=list)
     machines: dict[str, Machine] = field(default_factory=dict)
     ending: list[Running] = field(default_factory=list)
@@ -145,6 +147,8 @@ class Host:
             self._listen(account, machine)
             account.say(machine.pod["id"], "system", f"the container exited with {code}; starting it again")
             machine.running, machine.at = None, account.clock.now()
+            if self.shows_restarts:
+                return self._move(account, machine, "STARTING")
         if machine.running is None and account.clock.now() - machine.at >= self.restart_seconds:
             machine.restarts += 1
             self._start(account, machine)

@@ -42,7 +42,7 @@ def create_pod(account: Account, body: Json, created_at: str) -> Json:
         "runtime": None,
         "ssh": {"proxy": None, "direct": None},
         "createdAt": created_at,
-        "startedAt": created_at,
+        "startedAt": None,
         "globalNetworking": {"enabled": body.get("globalNetworking", False), "ip": "", "internalDns": ""},
         **placed,
         **{key: value for key, value in body.items() if key not in _INPUT_ONLY},
@@ -59,6 +59,8 @@ def show_pod(account: Account, pod: Json) -> Json:
         pod["status"] = pod["life"].pop(0)
     else:
         pod["status"] = pod["life"][0]
+    if pod["status"] == "RUNNING" and pod["startedAt"] is None:
+        pod["startedAt"] = account.clock.stamp()
     account.meter_pod(pod, pod["status"])
     shown = {key: value for key, value in pod.items() if key not in ("life", "hourly")}
     runtime = (

@@ -28,13 +28,14 @@ from recipes.load import LoadedRecipe, load_recipe, recipe_sha256
 from recipes.recipe import Recipe
 from scripts.adapter import verify_adapter
 from scripts.container import node_words
+from scripts.container.follower import _Follower
 from scripts.container.node_words import say
 from scripts.container.nodes import ALONE, Node, network_variables, node_of
 from scripts.container.pod_end import INTERRUPTED
 from scripts.container.run import _Container
-from scripts.container.supervisor import end_leftovers
+from scripts.container.supervisor import Timing, end_leftovers
 from scripts.container.verdict import End, Ending
-from scripts.errors import InputError
+from scripts.errors import InputError, Problem, ProviderError
 from scripts.machine import Machine
 from scripts.models import making_commands
 from scripts.plan import make_plan
@@ -172,6 +173,26 @@ def test_why_a_following_node_failed_is_said_by_the_job(
     state = job_state(job.files(), None, time.time())
     assert (state.state, state.sentence) == ("failed", container.sentence)
     assert leader.returncode == follower.returncode == EXIT_CODES[container.cause]
+
+
+def test_a_following_node_asks_a_silent_store_again(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job: Job = make_job()
+    job.store.write("job-1/launch.json", job.spec.model_dump_json().encode())
+    for name in ("train.jsonl", "valid.jsonl"):
+        job.store.put_file(job.data / name, f"job-1/data/{name}")
+    environment = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    work = job.data.parent / "node-1"
+    machine = Machine(job.store, "job-1", work, work, environment, timing=Timing(contact=0.01))
+    get_file, failures = job.store.get_file, [ProviderError(Problem("the store", "no answer", "wait"))] * 3
+
+    def silent(*given: Any) -> None:
+        if failures:
+            raise failures.pop()
+        get_file(*given)
+
+    monkeypatch.setattr(type(job.store), "get_file", lambda _, *given: silent(*given))
+    assert _Follower(machine)._fetched_in_time().job_id == "job-1"
+    assert failures == []
 
 
 @pytest.fixture

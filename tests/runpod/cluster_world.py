@@ -26,6 +26,7 @@ class ClusterWorld(World):
         super().__post_init__()
         self.spec = self.spec.model_copy(update={"nodes": NODES})
         self.runpod.cluster_keys_work = self.script.keys_work and self.seed % 2 == 0
+        self.host.shows_restarts = self.seed % 3 == 0
         for fault in self.runpod.faults:
             fault.path = fault.path.replace("/v2/pods", "/v2/clusters")
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from scripts.backends.runpod_api import RunpodApi
-from scripts.backends.runpod_machines import as_one_pod, cluster_name
+from scripts.backends.runpod_machines import ENDED, as_one_pod, cluster_name
+from scripts.backends.runpod_pod import RunpodPodBackend
 from scripts.cost import pod_bill
 from scripts.errors import Refused
 from scripts.fake_runpod.account import cluster_of
 from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.host import Host, Mishap
-from scripts.fake_runpod.server import LocalRunpod, serve
+from scripts.fake_runpod.server import Fault, LocalRunpod, serve
 from scripts.stop import stop_job
 from tests.runpod.cluster_world import ClusterWorld
 from tests.runpod.conftest import KEY, OPENAPI, Room
@@ -51,13 +52,17 @@ def bill(room: Room) -> dict[str, float]:
 def test_a_cluster_runs_when_all_its_pods_do_and_has_ended_when_one_has() -> None:
     for statuses in itertools.product(STATUSES, repeat=2):
         whole = as_one_pod(CLUSTER, [{"status": status, "cost": 3.0, "env": {}} for status in statuses])
-        costly = [status for status in statuses if status != "TERMINATED"]
-        assert whole["cost"] == 3.0 * len(costly)
-        if {"EXITED", "ERROR"} & set(statuses):
-            assert whole["status"] in ("EXITED", "ERROR")
+        assert whole["cost"] == 6.0
+        if set(ENDED) & set(statuses):
+            assert whole["status"] in ENDED
         else:
             assert (whole["status"] == "RUNNING") == (statuses == ("RUNNING", "RUNNING"))
     assert as_one_pod(CLUSTER, [])["status"] == "PROVISIONING"
+    one = {"status": "RUNNING", "cost": 3.0, "startedAt": "2026-11-27T00:00:00Z"}
+    assert as_one_pod(CLUSTER, [one])["missing"] == 1
+    assert as_one_pod(CLUSTER, [one, {**one, "startedAt": None, "status": "NEW"}])["status"] == "PROVISIONING"
+    assert as_one_pod(CLUSTER, [one, {**one, "startedAt": None}])["startedAt"] is None, "one never ran"
+    assert as_one_pod(CLUSTER, [one, one])["startedAt"] == one["startedAt"]
 
 
 def test_two_containers_share_one_job_and_the_cluster_is_stopped_and_billed_whole(cluster: Room) -> None:
@@ -100,10 +105,13 @@ def test_a_pod_that_is_lost_ends_its_cluster_and_another_is_asked_for(cluster: R
     with cluster.runpod.lock:
         (pod,) = [pod for pod in cluster.runpod.account.held["pods"].values() if pod["cluster"]["rank"] == 1]
         cluster.runpod.account.delete("pods", pod["id"])
-    late = {**first, "run_by": time.time() - 1}
-    seen = cluster.backend.observe(late)
+    looks: list[float] = []
+    backend = RunpodPodBackend(cluster.environment, sleep=looks.append)
+    assert backend.observe(first).phase == "waiting", "it may not have come yet"
+    seen = backend.observe({**first, "run_by": time.time() - 1})
     assert seen.phase == "gone"
-    assert "still PROVISIONING" in seen.detail
+    assert "it has lost 1 of its Pods" in seen.detail
+    assert looks, "it was looked at twice"
     second = cluster.launch().handle
     assert second["cluster"] != first["cluster"]
     assert {str(cluster_of(pod)) for pod in cluster.pods()} == {second["cluster"]}
@@ -151,6 +159,54 @@ def test_the_same_job_id_in_another_store_is_another_job_and_what_lacks_a_mark_i
         for one in (foreign, bare):
             api.delete("clusters", one)
     cluster.backend.stop(handle)
+
+
+def test_a_pod_whose_container_is_started_again_does_not_end_its_cluster(cluster: Room) -> None:
+    assert cluster.runpod.host is not None
+    cluster.runpod.host.shows_restarts, cluster.runpod.host.starting_seconds = True, 1.0
+    handle = cluster.launch().handle
+    cluster.wait(lambda: "node 1 joins attempt 1" in cluster.said())
+    late = {**handle, "run_by": 0.0}
+    with cluster.runpod.lock:
+        machines = cluster.runpod.host.machines.values()
+        (follower,) = [machine for machine in machines if machine.pod["cluster"]["rank"] == 1]
+        assert follower.running is not None
+        follower.running.end(at_once=True)
+    cluster.wait(lambda: cluster.backend.observe(late).phase == "waiting")
+    cluster.wait(lambda: cluster.backend.observe(late).phase == "running")
+    cluster.wait(lambda: cluster.said().count("node 1 joins attempt") >= 2)
+    cluster.backend.stop(handle)
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_cluster_whose_pods_cannot_be_seen_is_rented_once_and_recorded(cluster: Room, status: int) -> None:
+    cluster.environment["RUNPOD_VOLUME_ID"] = ""  # it may go to several places
+    cluster.runpod.faults.append(Fault("GET", "/v2/clusters/[^/]+/pods", status, times=5))
+    handle = cluster.launch(sleep=lambda _: None).handle
+    assert posted(cluster) == 1
+    assert list(cluster.runpod.account.held["clusters"]) == [handle["cluster"]] == cluster.claims().pods()
+    cluster.backend.stop(handle)
+
+
+def test_a_key_without_clusters_hides_no_pod(cluster: Room) -> None:
+    cluster.spec = cluster.spec.model_copy(update={"nodes": 1})
+    handle = cluster.launch().handle
+    cluster.runpod.faults.append(Fault("GET", "/v2/clusters", 403))
+    assert [owned.handle["pod"] for owned in cluster.backend.owned()] == [handle["pod"]]
+    cluster.backend.stop(handle)
+
+
+def test_a_cluster_that_never_came_is_not_taken_for_the_job_s(cluster: Room) -> None:
+    first = cluster.launch().handle
+    with cluster.runpod.lock:
+        account = cluster.runpod.account
+        for pod in list(account.held["pods"].values()):
+            account.delete("pods", pod["id"])
+        account.held["clusters"][first["cluster"]]["createdAt"] = "2026-11-01T00:00:00Z"
+    second = cluster.launch().handle
+    assert second["cluster"] != first["cluster"]
+    assert list(account.held["clusters"]) == [second["cluster"]]
+    cluster.backend.stop(second)
 
 
 @pytest.mark.parametrize("mishap", ["stuck", "error"])

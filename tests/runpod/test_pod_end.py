@@ -115,6 +115,18 @@ def test_a_pod_ends_itself_with_its_own_key(pod: Pod) -> None:
     assert pod.environment["RUNPOD_API_KEY"] != KEY
 
 
+def test_an_answer_after_which_it_still_runs_leads_to_the_front_door(
+    pod: Pod, front_door: tuple[str, list[tuple[str, str]]]
+) -> None:
+    url, asked = front_door
+    pod.runpod.faults.append(Fault("DELETE", "/v2/pods/", 404, times=9))  # a key that does not see what it should end
+    pod.end(most_waits=1, LORRY_FRONT_DOOR=url, LORRY_JOB_TOKEN="t")
+    assert asked == [], "it may have been ended"
+    pod.waits.clear()
+    pod.end(most_waits=2, LORRY_FRONT_DOOR=url, LORRY_JOB_TOKEN="t")
+    assert asked == [("/machines/job-1/end", "Bearer t")]
+
+
 def test_the_key_of_a_pod_can_do_nothing_else(pod: Pod) -> None:
     with RunpodApi(KEY, pod.runpod.url) as owner:
         other = owner.create("pods", POD)["id"]

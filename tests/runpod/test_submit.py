@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from scripts.backends.runpod_api import RunpodApi
-from scripts.backends.runpod_pod import QUEUE_SECONDS, RunpodPodBackend, useless
+from scripts.backends.runpod_machines import QUEUE_SECONDS, useless
+from scripts.backends.runpod_pod import RunpodPodBackend
 from scripts.errors import ProviderError, Refused
 from scripts.fake_runpod.pods import NO_CAPACITY
 from scripts.fake_runpod.server import Fault, LocalRunpod, serve
@@ -171,15 +172,15 @@ def test_a_pod_that_ended_is_terminated_since_its_disk_costs(room: Room, status:
 
 
 def test_what_makes_a_pod_useless() -> None:
-    def why(status: str, now: float, cost: float = 1.0) -> str:
-        return useless({"status": status, "cost": cost}, 10.0, now, 1.0) or ""
+    def why(status: str, now: float, started_at: str | None = None) -> str:
+        return useless({"status": status, "startedAt": started_at}, 10.0, now) or ""
 
-    assert useless(None, 10.0, 5.0, 1.0) == "it is gone"
-    assert why("TERMINATED", 5.0) == "it is gone"
+    assert why("TERMINATED", 5.0) == "it is TERMINATED"
+    assert why("EXITED", 5.0, "2026-11-27T00:00:00Z") == "it is EXITED"
     assert why("STARTING", 9.9) == ""
     assert "still STARTING" in why("STARTING", 10.1)
+    assert why("STARTING", 1e9, "2026-11-27T00:00:00Z") == "", "its container is started again"
     assert why("RUNNING", 1e9) == ""
-    assert "$1.50 an hour instead of $1.00" in why("RUNNING", 1e9, 1.5)
 
 
 def test_only_what_carries_name_job_and_deadline_is_ours(room: Room) -> None:
