@@ -124,6 +124,11 @@ def _about_the_choice(recipe: Recipe, chosen: OfferPlan, catalog: Catalog) -> li
             f"{offer.gpu} GPUs talk over PCIe: most of each step is spent moving weights. NVLink GPUs cost more "
             "per hour and often less per run."
         )
+    if recipe.hardware.nodes > 1 and offer.efa_cards:
+        notes.append(
+            f"The nodes talk over TCP, at about {offer.network_gb_per_second:g} GB/s: the trainer's image holds no "
+            "EFA plugin of NCCL. Most of each step is spent moving weights between them."
+        )
     if offer.backend == "sagemaker" and (plain := _on_ec2(offer, catalog)) is not None:
         share = offer.usd_per_hour / plain.usd_per_hour - 1
         notes.append(

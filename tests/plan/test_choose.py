@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -203,4 +204,27 @@ def test_two_nodes_cost_twice_as_much_an_hour_and_talk_over_the_slower_link(repo
         assert plan.usd.likely == pytest.approx(plan.hours.likely * nodes * price, rel=5e-3)
     assert two.gib["weights"] == pytest.approx(one.gib["weights"] / 2, rel=1e-3)
     per_pass = [plan.step_terms["gathering weights"] / passes for plan, passes in ((one, 2), (two, 1))]
-    assert per_pass[1] / per_pass[0] == pytest.approx(460 / 320 * (15 / 16) / (7 / 8), rel=1e-3)
+    assert per_pass[1] / per_pass[0] == pytest.approx(460 / 6 * (15 / 16) / (7 / 8), rel=1e-3)
+
+
+def test_a_plan_for_sagemaker_says_what_it_costs_more_than_ec2(report: TrainingSetReport) -> None:
+    """Whatever else were cheaper: it was asked for."""
+    loaded = load_recipe("qwen3-8b/zero3")
+    notes = make_plan(loaded, report, CATALOG, "sagemaker").notes
+    assert any(
+        note.startswith("SageMaker asks 15% more than EC2 for the same machine: $7.91 an hour, not $6.88.")
+        for note in notes
+    ), notes
+    assert not any("SageMaker asks" in note for note in make_plan(loaded, report, CATALOG).notes)
+
+
+def test_several_nodes_on_aws_are_planned_for_tcp_and_say_so(report: TrainingSetReport) -> None:
+    """The image holds no EFA plugin, so no figure of EFA may be promised. Clusters of Runpod are another matter."""
+    fast = {name: o for name, o in CATALOG.offers.items() if o.backend in ("ec2", "sagemaker")}
+    assert all((offer.network_gb_per_second or 0) <= 12 for offer in fast.values()), "0.60 x 16 flows of 10 Gbit/s"
+    lock = (Path(__file__).parents[2] / "infra" / "image" / "trainer.lock").read_text()
+    assert "ofi" not in lock, "the image has a plugin for EFA now: plan with its speed again"
+    two = make_plan(load_recipe("glm-4.5/zero3"), report, CATALOG).notes
+    assert any(note.startswith("The nodes talk over TCP, at about 12 GB/s") for note in two), two
+    one = make_plan(load_recipe("qwen3-8b/zero3"), report, CATALOG, "ec2").notes
+    assert not any("over TCP" in note for note in one)

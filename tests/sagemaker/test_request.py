@@ -182,7 +182,7 @@ def test_two_jobs_never_share_a_name() -> None:
         ("InProgress", "Starting", "waiting"),
         ("InProgress", "DownloadingTrainingImage", "waiting"),
         ("InProgress", "Training", "running"),
-        ("InProgress", "Interrupted", "running"),
+        ("InProgress", "Interrupted", "waiting"),
         ("Stopping", "Stopping", "running"),
         ("Stopped", "MaxRuntimeExceeded", "gone"),
         ("Stopped", "MaxWaitTimeExceeded", "gone"),
