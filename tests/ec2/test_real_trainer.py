@@ -65,6 +65,7 @@ class Hardware:
     def __init__(self, folder: Path) -> None:
         self.folder, self.ec2, self.over = folder, boto3.client("ec2"), threading.Event()
         self.booted: dict[str, subprocess.Popen[str]] = {}
+        self.role_id = "AROAMACHINE"
         (folder / "bin").mkdir(parents=True)
         tools = {name: f'exec {sys.executable} -m tests.ec2.tools {name} "$@"' for name in ("aws", "docker")}
         for name, body in (tools | {"shutdown": f'echo "$*" >> {folder}/shutdowns'}).items():
@@ -91,7 +92,11 @@ class Hardware:
         script = script.replace("/opt/dlami/nvme", f"{place}/nvme")
         script = script.replace("lorry-dev-artifacts-123456789012-us-east-1", "bucket")
         seen = {name: os.environ[name] for name in ("AWS_ENDPOINT_URL", "HOME", "AWS_DEFAULT_REGION")}
-        seen |= {"AWS_ACCESS_KEY_ID": "role", "AWS_SECRET_ACCESS_KEY": "role", "MACHINE_ID": f"AROAMACHINE:{instance}"}
+        seen |= {
+            "AWS_ACCESS_KEY_ID": "role",
+            "AWS_SECRET_ACCESS_KEY": "role",
+            "MACHINE_ID": f"{self.role_id}:{instance}",
+        }
         seen |= {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
         name = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
         seen[name] = os.environ.get(name, "http://127.0.0.1:9")

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import pytest
 
 from scripts.job_folder import read_job
@@ -44,10 +45,42 @@ def of_aws() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
+def make_role(arn: str) -> str:
+    """A role of that ARN in the local AWS; its id."""
+    return str(
+        boto3.client("iam").create_role(RoleName=arn.rpartition("/")[2], AssumeRolePolicyDocument="{}")["Role"][
+            "RoleId"
+        ]
+    )
+
+
+def pushed_image() -> str:
+    """An image in the registry of the local AWS, by digest."""
+    ecr = boto3.client("ecr")
+    home = ecr.create_repository(repositoryName="lorry/trainer")["repository"]
+    manifest = '{"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}'
+    image = ecr.put_image(repositoryName="lorry/trainer", imageManifest=manifest, imageTag="t")["image"]
+    return f"{home['repositoryUri']}@{image['imageId']['imageDigest']}"
+
+
+def with_machine_role(template: str) -> str:
+    """Gives the launch template an instance profile, as Terraform does; the id of its role."""
+    role_id, iam, ec2 = make_role("role/lorry-machine"), boto3.client("iam"), boto3.client("ec2")
+    iam.create_instance_profile(InstanceProfileName="lorry-machine")
+    iam.add_role_to_instance_profile(InstanceProfileName="lorry-machine", RoleName="lorry-machine")
+    given = {"LaunchTemplateId": template}
+    data = {"IamInstanceProfile": {"Name": "lorry-machine"}}
+    known = ec2.describe_launch_template_versions(**given, Versions=["$Latest"])["LaunchTemplateVersions"][0]
+    ec2.create_launch_template_version(**given, LaunchTemplateData=known["LaunchTemplateData"] | data)
+    ec2.modify_launch_template(**given, DefaultVersion="2")
+    return role_id
+
+
 def test_on_sagemaker(act: Run, make_account: Callable[..., SageMaker], tmp_path: Path) -> None:  # noqa: F811
     account = make_account()
     account.variables["TORCH_EXTENSIONS_DIR"] = str(tmp_path / "extensions")
-    said = train(act, tmp_path, "sagemaker", SETTINGS, of_aws())
+    make_role(SETTINGS["LORRY_SAGEMAKER_ROLE"])
+    said = train(act, tmp_path, "sagemaker", SETTINGS | {"LORRY_IMAGE": pushed_image()}, of_aws())
     (job,) = account.jobs.values()
     assert (job.status, job.body["RoleArn"]) == ("Completed", SETTINGS["LORRY_SAGEMAKER_ROLE"])
     assert "Before a launch on sagemaker" in said
@@ -61,6 +94,8 @@ def test_on_ec2_with_the_keys_of_the_workflow(
     hardware: Hardware,  # noqa: F811
     tmp_path: Path,
 ) -> None:
+    make_role(aws["LORRY_TRAINER_ROLE"])
+    hardware.role_id = aws["LORRY_EC2_ROLE_ID"] = with_machine_role(aws["LORRY_EC2_TEMPLATE"])
     asked: list[str] = []
     with serve_github(asked) as github:
         said = train(act, tmp_path, "ec2", aws, of_aws() | github)
