@@ -97,15 +97,16 @@ def test_the_smoke_recipe_trains_in_a_pod_and_no_secret_is_left_anywhere(room: R
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_smoke_recipe_trains_on_a_cluster_of_two_pods(room: Room, tmp_path: Path) -> None:
-    room.spec = room.spec.model_copy(update={"nodes": 2, "accumulation_steps": 1})
+    # A job id of its own: the buckets of moto outlive their server within one process.
+    room.spec = room.spec.model_copy(update={"job_id": "real-2", "nodes": 2, "accumulation_steps": 1})
     room.runpod.cluster_keys_work = True
     cluster = room.launch().handle["cluster"]
     out = io.StringIO()
-    state = watch(room.store, "real-1", room.backend, out, poll_seconds=0.5)
+    state = watch(room.store, "real-2", room.backend, out, poll_seconds=0.5)
     assert state.state == "completed", out.getvalue() + room.said()
     room.finish()
-    assert pull(room.store, "real-1", tmp_path / "adapter").effect > 0
-    assert room.store.read("real-1/logs/trainer-1-node-1.log") is not None, "node 1 took part"
+    assert pull(room.store, "real-2", tmp_path / "adapter").effect > 0
+    assert room.store.read("real-2/logs/trainer-1-node-1.log") is not None, "node 1 took part"
     with RunpodApi(KEY, room.runpod.url) as api:
         charges = pod_bill(api, room.store, room.files())
     assert charges is not None
@@ -117,7 +118,7 @@ def _leaks(room: Room, host: Path) -> list[str]:
     """Where a canary shows: requests, the Pods' logs, the job folder in the bucket, the Pods' disks."""
     secrets = [value.encode() for value in (*CANARIES.values(), KEY)]
     seen = [(f"{method} {path}", (path + body).encode()) for method, path, body in room.runpod.log]
-    seen += [(key, room.store.read(key) or b"") for key in room.store.keys("real-1")]
+    seen += [(key, room.store.read(key) or b"") for key in room.store.keys(room.spec.job_id)]
     seen += [(str(path), path.read_bytes()) for path in host.rglob("*") if path.is_file()]
     seen.append(("the log of a Pod", room.said().encode()))
     assert len(seen) > 30
