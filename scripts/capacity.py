@@ -10,7 +10,7 @@ bought is written into the store before it is asked for, so that the month's led
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -30,8 +30,7 @@ FOLDER = "_capacity"
 "No job can have this name."
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(Record):
     """One offer of AWS. usd: the fee for all of it, due at once. starts, ends: seconds since 1970."""
 
     offering: str
@@ -54,22 +53,13 @@ class Block:
         return f"buy {self.offering} for ${self.usd:,.2f}"
 
 
-class Purchase(Record):
+class Purchase(Block):
     """_capacity/OFFERING.json. One without a reservation may have been bought, and counts until AWS refused it."""
 
     format: Literal[1] = 1
-    offering: str
     reservation: str | None = None
     refused: str = ""
     "What AWS said, where it did not sell."
-    instance_type: str
-    zone: str
-    nodes: int
-    hours: int
-    starts: float
-    ends: float
-    usd: float
-    "The fee."
     bought_at: float
     who: str
 
@@ -88,7 +78,7 @@ class Book:
         data = self.store.read(key)
         known = Purchase.model_validate_json(data) if data else None
         if known is None or known.refused:
-            known = Purchase(**asdict(block), bought_at=self.now, who=self.who)
+            known = Purchase(**block.model_dump(), bought_at=self.now, who=self.who)
         self.store.write(key, known.model_copy(update=changes).model_dump_json(indent=2).encode() + b"\n")
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
 
 from recipes.recipe import Recipe
 from scripts.cli.command import Command, actor, add_json
@@ -43,7 +42,7 @@ def _capacity(arguments: argparse.Namespace, settings: Settings) -> int:
         about = {"LORRY_EC2_MARKET": "capacity-block", "LORRY_EC2_RESERVATION": reservation}
         print(json.dumps(about) if arguments.json else "\n".join(f"{k}={v}" for k, v in about.items()))
     elif arguments.json:
-        print(json.dumps([asdict(block) for block in blocks], indent=2))
+        print(json.dumps([block.model_dump() for block in blocks], indent=2))
     else:
         print(blocks_text(blocks, time.time()), end="")
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.backends.runpod_api import RunpodApi
-from scripts.backends.runpod_machines import ENDED, as_one_pod, cluster_name
+from scripts.backends.runpod_machines import ENDED, Clusters, as_one_pod, cluster_name
 from scripts.backends.runpod_pod import RunpodPodBackend
 from scripts.cost import pod_bill
 from scripts.errors import Refused
@@ -19,6 +19,7 @@ from scripts.fake_runpod.account import cluster_of
 from scripts.fake_runpod.clock import Clock
 from scripts.fake_runpod.host import Host, Mishap
 from scripts.fake_runpod.server import Fault, LocalRunpod, serve
+from scripts.forgotten import forgotten
 from scripts.stop import stop_job
 from tests.runpod.cluster_world import ClusterWorld
 from tests.runpod.conftest import KEY, OPENAPI, Room
@@ -156,8 +157,12 @@ def test_the_same_job_id_in_another_store_is_another_job_and_what_lacks_a_mark_i
         assert cluster.launch().handle == handle
         assert {row["id"] for row in api.listed("clusters")} == {handle["cluster"], foreign, bare}
         assert [owned.handle["cluster"] for owned in cluster.backend.owned()] == [handle["cluster"]]
-        for one in (foreign, bare):
-            api.delete("clusters", one)
+        said = {one.name: one for one in forgotten(Clusters(api).listed(), [], [], {handle["cluster"]})}
+        assert f"cluster lorry-job-9 ({bare})" in said
+        assert len(said) == 2, "the foreign one too, since its Pods name this store"
+        assert all(one.usd_per_month == pytest.approx(2 * 1.79 * 730) for one in said.values())
+        for cluster_id in (foreign, bare):
+            api.delete("clusters", cluster_id)
     cluster.backend.stop(handle)
 
 

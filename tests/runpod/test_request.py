@@ -93,7 +93,7 @@ def test_every_recipe_in_a_pod_or_a_cluster_is_a_request_or_a_sentence(name: str
     assert ("compute" in asked) == (nodes == 2)
     if nodes == 2:
         assert asked["compute"]["podCount"] == 2
-        assert asked["compute"]["gpuCountPerPod"] == max(spec.gpus, 8), "a node is a whole machine"
+        assert asked["compute"]["gpuCountPerPod"] == spec.gpus == 8, "a node is a whole machine"
 
 
 def test_some_recipe_is_a_cluster_of_two() -> None:
